@@ -1,0 +1,81 @@
+# `make demo` shows the zoo at work, `make test` tests it; both first set up .venv by themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+MODULES = $(subst /,.,$(basename $(wildcard equizoo/[a-z]*.py equizoo/*/[a-z]*.py)))
+# Compiled programs are kept between runs: most of a test's time is compilation.
+TEST_ENV := JAX_PLATFORMS=cpu \
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
+
+.PHONY: help demo test test-slow lint format types doctest docs examples readme clean
+
+help:
+	@echo "make demo       the zoo at work, on the CPU, offline once installed"
+	@echo "make test       all tests but the slow ones; make test-slow: those"
+	@echo "make lint types doctest docs examples"
+	@echo "make format     rewrite the code as 'make lint' wants it"
+	@echo "make readme     rewrite the README's table from the model cards"
+	@echo "make clean      remove .venv, caches and what was built"
+	@echo "Another Python (3.11 or newer): make PYTHON=python3.13 demo"
+
+demo: $(VENV)/installed
+	@rm -rf demo-output  # of an earlier demo
+	$(BIN)/equizoo demo --out demo-output
+
+test: $(VENV)/installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+doctest: $(VENV)/installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules equizoo $(PYTEST_ARGS)
+
+docs: $(VENV)/installed-dev
+	$(BIN)/pdoc --docformat restructuredtext --math --output-directory build/docs $(MODULES)
+
+# make_dataset.py is not among them: it takes hours, and needs PySCF.
+examples: $(VENV)/installed
+	$(TEST_ENV) $(BIN)/python examples/predict.py
+	$(TEST_ENV) $(BIN)/python examples/finetune.py
+
+readme: $(VENV)/installed
+	$(BIN)/python docs/models_table.py
+
+clean:
+	rm -rf $(VENV) .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+# A new pyproject.toml installs anew; the code itself is used where it lies.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "equizoo needs Python 3.11 or newer, and '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>&1 || true)."; \
+		echo "Name one that is newer, for example: make PYTHON=python3.12 $(or $(MAKECMDGOALS),demo)"; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$$($(PYTHON) --version) cannot make virtual environments: install its venv module" \
+			"(on Debian and Ubuntu the package python3-venv)."; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)

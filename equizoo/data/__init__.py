@@ -1,0 +1,49 @@
+"""Files and named data sets to structures with labels and reference energies.
+
+The Grain pipeline is in :mod:`equizoo.data.pipeline`, which is not imported here.
+"""
+
+from equizoo.data.datasets import DATASETS, DataSource, list_datasets, load_dataset
+from equizoo.data.readers import (
+    Dataset,
+    LabelKeys,
+    ReadReport,
+    read_isolated_atoms,
+    read_structures,
+    write_structures,
+)
+from equizoo.data.reference_energies import (
+    FromModel,
+    Given,
+    IsolatedAtoms,
+    LeastSquares,
+    ReferenceEnergies,
+    RefitFromModel,
+    fit_reference_energies,
+    interaction_energy,
+    refit,
+    total_energy,
+)
+
+__all__ = [
+    "DATASETS",
+    "DataSource",
+    "Dataset",
+    "FromModel",
+    "Given",
+    "IsolatedAtoms",
+    "LabelKeys",
+    "LeastSquares",
+    "ReadReport",
+    "ReferenceEnergies",
+    "RefitFromModel",
+    "fit_reference_energies",
+    "interaction_energy",
+    "list_datasets",
+    "load_dataset",
+    "read_isolated_atoms",
+    "read_structures",
+    "refit",
+    "total_energy",
+    "write_structures",
+]

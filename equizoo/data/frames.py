@@ -1,0 +1,179 @@
+"""Files to ASE frames, each with its name; a file that ends inside a frame gives nothing at all."""
+
+import bz2
+import fnmatch
+import gzip
+import io
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ase import Atoms
+
+OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+# File name -> ASE format. Each is text, JSON, SQLite or plain arrays; none unpickles or runs code.
+FORMATS = {
+    "*.extxyz": "extxyz",
+    "*.xyz": "extxyz",
+    "*.traj": "traj",
+    "*.db": "db",
+    "*.json": "json",
+    "*.cif": "cif",
+    "*.xsf": "xsf",
+    "*.pwo": "espresso-out",
+    "*vasprun*.xml": "vasp-xml",
+    "*outcar*": "vasp-out",
+    "*xdatcar*": "vasp-xdatcar",
+    "*poscar*": "vasp",
+    "*contcar*": "vasp",
+    "*.vasp": "vasp",
+}
+DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError)
+
+
+class Frame(NamedTuple):
+    """Atoms as ASE reads them."""
+
+    name: str  # "file.xyz[12]"
+    atoms: Atoms
+    # Of extended XYZ: the items as they stand, before ASE takes the stress to Voigt.
+    comment: Mapping[str, Any] = MappingProxyType({})
+
+
+def file_format(path: Path) -> tuple[str, str]:
+    """Compression suffix and ASE format by the file's name."""
+    compression = path.suffix if path.suffix in OPENERS else ""
+    stem = path.name.removesuffix(compression).lower()
+    for pattern, ase_format in FORMATS.items():
+        if fnmatch.fnmatch(stem, pattern):
+            if compression and ase_format != "extxyz":
+                raise ValueError(f"{path}: only .xyz and .extxyz are read compressed; unpack it.")
+            return compression, ase_format
+    raise ValueError(
+        f"{path}: unknown format; expected one of {', '.join(FORMATS)} (xyz also with .xz, .gz, "
+        ".bz2). Formats that can run code when opened are never read: convert the file to .extxyz."
+    )
+
+
+def read_frames(path: Path, index: str | int | slice) -> list[Frame]:
+    """The frames of a file that ``index`` chooses; ``ValueError`` when it is damaged or empty."""
+    compression, ase_format = file_format(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; expected structures to read. Check the path.")
+    if ase_format == "extxyz":
+        texts = _select(_xyz_texts(path, compression), index)
+        frames = [_parse_xyz(text, f"{path}[{i}]", f"{path.name}[{i}]") for i, text in texts]
+    else:
+        atoms = _select(_read_with_ase(path, ase_format), index)
+        frames = [Frame(f"{path.name}[{i}]", image) for i, image in atoms]
+    if not frames:
+        raise ValueError(f"{path} holds no frames (index {index!r}); expected at least one.")
+    return frames
+
+
+def _select(items: list, index: str | int | slice) -> list[tuple[int, Any]]:
+    from ase.io.formats import string2index
+
+    pairs = list(enumerate(items))
+    chosen = string2index(index) if isinstance(index, str) else index
+    if isinstance(chosen, slice):
+        return pairs[chosen]
+    if not -len(pairs) <= chosen < len(pairs):
+        raise ValueError(f"index {index} is outside the file's {len(pairs)} frames.")
+    return [pairs[chosen]]
+
+
+def _read_with_ase(path: Path, ase_format: str) -> list[Atoms]:
+    images: list[Atoms] = []
+    try:
+        if ase_format in ("db", "json"):
+            import ase.db
+
+            with ase.db.connect(path, type=ase_format, serial=True) as rows:
+                for row in rows.select():
+                    images.append(row.toatoms())
+                    images[-1].info |= {**row.key_value_pairs, **row.data}
+        else:
+            from ase.io import iread
+
+            options = {"format": ase_format, "do_not_split_by_at_sign": True, "parallel": False}
+            images.extend(iread(str(path), ":", **options))
+    except Exception as error:  # ASE's parsers raise nearly anything on a damaged file
+        raise ValueError(
+            f"{path}: damaged, truncated or not {ase_format}; reading stopped after "
+            f"{len(images)} frames ({type(error).__name__}: {error})."
+        ) from error
+    return images
+
+
+def _xyz_texts(path: Path, compression: str) -> list[str]:
+    """The text of every frame. ASE's reader stops silently at an empty line; this one does not."""
+    texts: list[str] = []
+    line = "\n"
+    try:
+        with OPENERS[compression](path, "rt", encoding="utf-8-sig") as lines:
+            for line in lines:
+                if not line.strip():
+                    continue
+                if line.lstrip().startswith("VEC") and texts:  # cell vectors as pseudo-atoms
+                    texts[-1] += line
+                    continue
+                if not line.strip().isdecimal():
+                    raise ValueError(
+                        f"{path}[{len(texts)}]: expected the number of atoms, got "
+                        f"{line.strip()[:60]!r}. Is the atom count of the frame before it right?"
+                    )
+                body = list(itertools.islice(lines, int(line) + 1))
+                if len(body) <= int(line) or _last_number_is_cut(body):
+                    raise ValueError(
+                        f"{path}[{len(texts)}]: the file ends inside this frame of "
+                        f"{int(line)} atoms. It is truncated, or the atom count is wrong."
+                    )
+                texts.append(line + "".join(body))
+    except DAMAGE as error:
+        raise ValueError(
+            f"{path}: damaged or truncated after frame {len(texts) - 1} ({error}). Fetch it again."
+        ) from error
+    return texts
+
+
+def _last_number_is_cut(body: list[str]) -> bool:
+    """Whether the file ends without a newline in rows of one width, the last of them shorter."""
+    if len(body) < 4 or body[-1].endswith("\n"):
+        return False
+    *rows, last = (row.rstrip() for row in body[1:])
+    return len({len(row) for row in rows}) == 1 and len(last) < len(rows[0])
+
+
+def _parse_xyz(text: str, where: str, name: str) -> Frame:
+    from ase.io.extxyz import key_val_str_to_dict, read_xyz
+
+    comment: dict[str, Any] = {}
+
+    def parse(line: str) -> dict[str, Any]:
+        comment.update(key_val_str_to_dict(line))
+        return dict(comment)
+
+    try:
+        _check_columns(text)
+        (atoms,) = read_xyz(io.StringIO(text), slice(0, 1), properties_parser=parse)
+    except Exception as error:  # ASE's parser raises nearly anything on a damaged frame
+        raise ValueError(f"{where}: not a frame of extended XYZ ({error}).") from error
+    return Frame(name, atoms, comment)
+
+
+def _check_columns(text: str) -> None:
+    """ASE drops surplus columns, which come from a wrong ``Properties`` or a wrong atom count."""
+    _, comment, *rows = text.removesuffix("\n").split("\n")
+    if match := re.search(r'Properties\s*=\s*"?([^\s"]+)', comment):
+        expected = sum(int(columns) for columns in match[1].split(":")[2::3])
+        for i, row in enumerate(rows):
+            if len(row.split()) != expected and not row.lstrip().startswith("VEC"):
+                raise ValueError(
+                    f"atom {i} has {len(row.split())} columns, Properties asks for {expected}"
+                )

@@ -1,0 +1,259 @@
+"""Reference energies E0: one number per element, subtracted from labels and added to outputs.
+
+All of it is float64 on the host. Where they come from is an object, :class:`ReferenceEnergies`.
+"""
+
+import abc
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from jaxtyping import Float, Int
+
+from equizoo.data.readers import Dataset
+from equizoo.registry import UnknownName
+from equizoo.structure import EnergyReference, Structure, require_same_reference
+
+_FULL_RANK = (
+    "Give isolated-atom energies (IsolatedAtoms, Given), take the base model's (FromModel, "
+    "RefitFromModel), or accept the shortest solution, LeastSquares(minimum_norm=True), whose "
+    "values mean nothing for other compositions."
+)
+
+
+class Composition(NamedTuple):
+    """How many atoms of each element each structure has."""
+
+    elements: tuple[int, ...]  # atomic numbers, sorted
+    counts: Float[np.ndarray, "structures elements"]
+
+    @classmethod
+    def of(cls, structures: Sequence[Structure]) -> "Composition":
+        tallies = [Counter(s.atomic_numbers.tolist()) for s in structures]
+        elements = tuple(sorted(set().union(*tallies)))
+        counts = np.array([[tally[z] for z in elements] for tally in tallies], dtype=np.float64)
+        return cls(elements, counts.reshape(len(tallies), len(elements)))
+
+
+def reference_energy(numbers: Int[np.ndarray, " nodes"], e0: Mapping[int, float]) -> float:  # [eV]
+    """The sum of ``e0`` over the atoms; ``ValueError`` listing the elements that it lacks."""
+    require_elements(e0, numbers.tolist(), "the structure")
+    return float(sum(count * e0[z] for z, count in sorted(Counter(numbers.tolist()).items())))
+
+
+def interaction_energy(structure: Structure, e0: Mapping[int, float]) -> float:  # [eV]
+    """The energy label minus the reference energy; ``ValueError`` when there is no label."""
+    if structure.energy is None:
+        raise ValueError(f"Structure {structure.name or '(unnamed)'} has no energy to subtract E0.")
+    return structure.energy - reference_energy(structure.atomic_numbers, e0)
+
+
+def total_energy(
+    interaction: float,  # [eV]
+    numbers: Int[np.ndarray, " nodes"],
+    e0: Mapping[int, float],
+) -> float:  # [eV]
+    """The inverse of :func:`interaction_energy`: ``interaction`` plus the reference energy."""
+    return interaction + reference_energy(numbers, e0)
+
+
+def fit_reference_energies(
+    structures: Sequence[Structure], minimum_norm: bool = False
+) -> dict[int, float]:  # [eV]
+    """Energies per element that fit the energy labels best: least squares on the compositions.
+
+    Structures without energy do not count. Raises ``ValueError`` when the compositions do not
+    determine every element (one molecule, one stoichiometry), naming those elements, unless
+    ``minimum_norm`` asks for the shortest of the solutions.
+    """
+    labelled = [s for s in structures if s.energy is not None]
+    if not labelled:
+        raise ValueError("no structure has an energy; least squares needs some. Check the keys.")
+    elements, counts = Composition.of(labelled)
+    if not minimum_norm and np.linalg.matrix_rank(counts) < len(elements):
+        raise ValueError(_rank_message(elements, counts))
+    energies = np.array([s.energy for s in labelled])
+    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    return dict(zip(elements, solution.tolist(), strict=True))
+
+
+def refit(
+    base: Mapping[int, float],  # [eV]
+    composition: Composition,
+    residuals: Float[np.ndarray, " structures"],  # [eV] label minus prediction with ``base``
+) -> dict[int, float]:  # [eV]
+    """``base`` moved by the smallest shifts per element that fit the residuals best.
+
+    Defined for any data, a single molecule included, since the shifts are of minimum norm; the
+    elements that do not occur stay as they are. This takes a model to another level of theory
+    before its weights move. Raises ``ValueError`` for elements that ``base`` lacks.
+    """
+    require_elements(base, composition.elements, "the data")
+    if len(residuals) == 0 or not np.isfinite(residuals).all():
+        raise ValueError("refitting needs residuals, finite ones; check the model's predictions.")
+    shifts = np.linalg.lstsq(composition.counts, residuals, rcond=None)[0]
+    moved = zip(composition.elements, shifts.tolist(), strict=True)
+    return dict(base) | {z: base[z] + shift for z, shift in moved}
+
+
+def isolated_reference_energies(dataset: Dataset) -> dict[int, float]:  # [eV]
+    """The isolated-atom energies of the data set's elements.
+
+    Raises ``ValueError`` for elements without one, and when the data set's energies are not total.
+    """
+    require_same_reference(
+        dataset.energy_reference, EnergyReference.TOTAL, "Subtracting isolated-atom energies"
+    )
+    hint = " Mark single-atom frames config_type=IsolatedAtom, pass isolated_atoms, or use Given."
+    require_elements(dataset.isolated_atoms, dataset.elements, dataset.name or "the data", hint)
+    return {z: dataset.isolated_atoms[z] for z in dataset.elements}
+
+
+def require_elements(
+    e0: Mapping[int, float], elements: Sequence[int], what: str, hint: str = ""
+) -> None:
+    """Raises ``ValueError`` listing the ``elements`` without a reference energy, if any."""
+    if missing := sorted(set(elements) - set(e0)):
+        raise ValueError(
+            f"No reference energy for {_symbols(missing)} in {what}; there are some for "
+            f"{_symbols(sorted(e0)) or 'no element'}.{hint}"
+        )
+
+
+class _Choices(Mapping[str, type]):
+    """The subclasses of :class:`ReferenceEnergies` by name, for :mod:`equizoo.config`."""
+
+    key = "name"
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.name_of, ReferenceEnergies.__subclasses__())
+
+    def __len__(self) -> int:
+        return len(ReferenceEnergies.__subclasses__())
+
+    def __getitem__(self, name: str) -> type:
+        for cls in ReferenceEnergies.__subclasses__():
+            if self.name_of(cls) == name:
+                return cls
+        raise UnknownName("reference energies", name, self)
+
+    def name_of(self, thing: Any) -> str:
+        cls = thing if isinstance(thing, type) else type(thing)
+        return re.sub(r"(?<!^)([A-Z])", r"_\1", cls.__name__).lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceEnergies(abc.ABC):
+    """Where the reference energies come from; a field of a training configuration."""
+
+    registry: ClassVar[_Choices] = _Choices()
+
+    @abc.abstractmethod
+    def resolve(
+        self,
+        dataset: Dataset,
+        base: Mapping[int, float] | None = None,  # [eV] of the model that training starts from
+        residuals: Float[np.ndarray, " structures"] | None = None,  # [eV] label - its prediction
+    ) -> dict[int, float]:  # [eV]
+        """Energies by atomic number for every element of the data, or else ``ValueError``.
+
+        ``residuals`` has one number for each structure with an energy, in order.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class IsolatedAtoms(ReferenceEnergies):
+    """The data set's own isolated atoms: with them a lone atom has the energy it should have."""
+
+    def resolve(self, dataset, base=None, residuals=None):
+        return isolated_reference_energies(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquares(ReferenceEnergies):
+    """A fit of the energy labels on the compositions; see :func:`fit_reference_energies`."""
+
+    minimum_norm: bool = False
+
+    def resolve(self, dataset, base=None, residuals=None):
+        e0 = fit_reference_energies(dataset.structures, self.minimum_norm)
+        require_elements(e0, dataset.elements, "structures without energy")
+        return e0
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(ReferenceEnergies):
+    """These, by chemical symbol."""
+
+    energies: dict[str, float]  # [eV]
+
+    def __post_init__(self):
+        if unknown := [symbol for symbol in self.energies if symbol not in chemical_symbols[1:]]:
+            raise ValueError(f"{unknown} are no chemical symbols; expected e.g. {{'H': -13.6}}.")
+
+    def resolve(self, dataset, base=None, residuals=None):
+        known = {atomic_numbers[symbol]: energy for symbol, energy in self.energies.items()}
+        require_elements(known, dataset.elements, dataset.name or "the data")
+        return {z: known[z] for z in dataset.elements}
+
+
+@dataclasses.dataclass(frozen=True)
+class FromModel(ReferenceEnergies):
+    """The base model's, unchanged and for all its elements: data at the model's level of theory."""
+
+    def resolve(self, dataset, base=None, residuals=None):
+        require_elements(_base(base), dataset.elements, dataset.name or "the data")
+        return dict(base)
+
+
+@dataclasses.dataclass(frozen=True)
+class RefitFromModel(ReferenceEnergies):
+    """The base model's, moved to the data's level of theory; see :func:`refit`."""
+
+    def resolve(self, dataset, base=None, residuals=None):
+        labelled = [s for s in dataset.structures if s.energy is not None]
+        if residuals is None or len(residuals) != len(labelled):
+            raise ValueError(
+                f"RefitFromModel needs one residual (label minus the base model's prediction) for "
+                f"each of the {len(labelled)} structures with an energy, got "
+                f"{'none' if residuals is None else len(residuals)}."
+            )
+        require_elements(_base(base), dataset.elements, dataset.name or "the data")
+        return refit(base, Composition.of(labelled), residuals)
+
+
+def _base(base: Mapping[int, float] | None) -> Mapping[int, float]:
+    if base is None:
+        raise ValueError("there is no base model to take reference energies from; choose another.")
+    return base
+
+
+def _symbols(elements: Sequence[int]) -> str:
+    return ", ".join(chemical_symbols[z] for z in elements)
+
+
+def _rank_message(
+    elements: tuple[int, ...], counts: Float[np.ndarray, "structures elements"]
+) -> str:
+    distinct = np.unique(counts, axis=0)
+    _, singular, basis = np.linalg.svd(distinct)
+    rank = int((singular > singular[0] * 1e-10).sum())
+    free = [
+        z
+        for z, in_null in zip(elements, np.abs(basis[rank:]).max(axis=0), strict=True)
+        if in_null > 1e-8
+    ]
+    formulas = [
+        "".join(f"{chemical_symbols[z]}{int(n)}" for z, n in zip(elements, row, strict=True) if n)
+        for row in distinct[:5]
+    ]
+    more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+    return (
+        f"least squares cannot tell apart the reference energies of {_symbols(free)}: "
+        f"{len(elements)} elements, but the compositions {', '.join(formulas)}{more} have rank "
+        f"{rank}. {_FULL_RANK}"
+    )

@@ -1,0 +1,1 @@
+"""From a model to numbers: potentials, calculators, metrics and plots."""

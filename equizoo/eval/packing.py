@@ -1,0 +1,107 @@
+"""Which frames share a batch, and which static shapes are compiled for them: few, and reused."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from equizoo.graph import Budget, Frame, round_up
+
+STEP = 1.25  # between rungs of sizes that vary with density
+MAX_GRAPHS = 256  # structures in a batch
+_COST_OF_NODE = 16  # in edges: the work per atom that does not depend on its neighbours
+_COST_OF_FLAT = 2.0  # an edge of the flat layout against one in rows: scatters and gathers
+
+
+@dataclasses.dataclass
+class BudgetSet:
+    """The budgets that a predictor has compiled programs for; grows, never shrinks.
+
+    A batch takes the cheapest budget that holds it, unless that wastes too much: then it gets a new
+    one. The more there are, the more waste is accepted, ``2^(1 + n/4)`` times the padded size, so
+    their number grows like the square root of the logarithm of the range of sizes.
+    """
+
+    num_species: int  # elements of the model
+    budgets: list[Budget] = dataclasses.field(default_factory=list)
+
+    def choose(self, frames: Sequence[Frame], batch_nodes: int, *, remainder: bool) -> Budget:
+        """A budget that fits ``frames``; a ``remainder`` of a stream takes any there is."""
+        wanted = self._new(frames, batch_nodes)
+        fitting = [budget for budget in self.budgets if budget.fits(frames)]
+        accepted = math.inf if remainder else 2.0 ** (1 + len(self.budgets) / 4)
+        if fitting:
+            best = min(fitting, key=cost)
+            if cost(best) <= accepted * cost(wanted):
+                return best
+        self.budgets.append(wanted)
+        return wanted
+
+    def _new(self, frames: Sequence[Frame], batch_nodes: int) -> Budget:
+        needed = sum(frame.num_nodes for frame in frames) + 1
+        if needed <= batch_nodes:
+            nodes = min(max(8, _power_of_two(needed)), max(8, batch_nodes))
+        else:
+            nodes = round_up(needed, STEP)
+        species = len(set().union(*(frame.species.tolist() for frame in frames)))
+        return _budget(
+            frames,
+            nodes=nodes,
+            graphs=1 + min(nodes - 1, MAX_GRAPHS),
+            species=min(self.num_species, max(4, _power_of_two(species))),
+            headroom=1.0,
+        )
+
+
+def budget_with_headroom(frame: Frame, headroom: float) -> Budget:
+    """A budget for one structure whose number of neighbours may grow by the factor ``headroom``."""
+    species = len(set(frame.species.tolist()))
+    nodes = round_up(frame.num_nodes + 1)
+    return _budget([frame], nodes=nodes, graphs=2, species=species, headroom=headroom)
+
+
+def pack(frames: Sequence[Frame], batch_nodes: int) -> list[list[int]]:
+    """Indices of the frames that share a batch: fewer than ``batch_nodes`` atoms, or one frame.
+
+    Frames of like density come together, the densest first, so that a budget made for one batch
+    serves many after it.
+    """
+
+    def density(index: int) -> tuple[int, int, int]:
+        frame = frames[index]
+        return -round_up(frame.max_in, STEP), -frame.num_nodes, index
+
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(frames)), key=density):
+        nodes = frames[index].num_nodes
+        if nodes > room or len(batches[-1]) == MAX_GRAPHS:
+            batches.append([])
+            room = batch_nodes - 1
+        batches[-1].append(index)
+        room -= nodes
+    return batches
+
+
+def cost(budget: Budget) -> float:
+    """The work of one batch in arbitrary units, padding included."""
+    edges = budget.edges * (_COST_OF_FLAT if budget.slots is None else 1.0)
+    return edges + _COST_OF_NODE * budget.blocks * budget.block_size
+
+
+def _budget(
+    frames: Sequence[Frame], *, nodes: int, graphs: int, species: int, headroom: float
+) -> Budget:
+    slots = max(max(frame.max_in, frame.max_out) for frame in frames)
+    slots = round_up(max(1, math.ceil(headroom * slots)), STEP)
+    edges = math.ceil(headroom * sum(frame.num_edges for frame in frames))
+    edges = round_up(max(1, edges), STEP)
+    block_size = min(64, max(8, _power_of_two(nodes // 32)))
+    # Nodes of one species fill all their blocks but the last.
+    blocks = nodes // block_size + species
+    rows = Budget(nodes, graphs, nodes * slots, slots, slots, blocks, block_size)
+    flat = Budget(nodes, graphs, edges, None, None, blocks, block_size)
+    return min(rows, flat, key=cost)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

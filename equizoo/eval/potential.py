@@ -1,0 +1,372 @@
+"""A model with its physics around it: energies, forces and stress of structures of any size."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_numbers as number_of
+from ase.data import chemical_symbols
+from flax import nnx
+from jaxtyping import Float
+
+from equizoo import hub
+from equizoo.config import from_dict, to_dict
+from equizoo.eval.golden import check_golden_outputs, golden_outputs
+from equizoo.eval.packing import BudgetSet, pack
+from equizoo.graph import Budget, Frame, batch_frames, make_frame, unbatch_nodes
+from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
+from equizoo.structure import EnergyReference, Structure
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
+
+DTYPES = ("float32", "float64")
+BATCH_NODES = 512  # atoms in a batch, padding included
+_WINDOW = 16  # batches whose frames are held at a time
+
+
+class Result(NamedTuple):
+    """What a potential says of one structure."""
+
+    energy: float  # [eV] with reference energies
+    forces: Float[np.ndarray, "nodes 3"]  # [eV/Å]
+    stress: Float[np.ndarray, "3 3"] | None  # [eV/Å^3] None unless periodic along all three axes
+    node_energies: Float[np.ndarray, " nodes"]  # [eV] with reference energies
+
+
+class Potential:
+    r"""A trained architecture, its reference energies, and what its energies are measured against.
+
+    .. math:: E = \sum_i (E^0_{Z_i} + \epsilon_i)
+
+    The network gives :math:`\epsilon_i` in ``float32`` or ``float64``; reference energies are added
+    and the sum is taken in float64 on the host. Programs are compiled once per dtype and static
+    shape, and shared by :meth:`predict` and all calculators. Weights are those that ``model`` has
+    when the potential is made.
+
+    Raises ``ValueError`` when ``reference_energies`` are not those of exactly the model's elements,
+    or the model has state that is not a parameter.
+    """
+
+    def __init__(
+        self,
+        model: Architecture,
+        *,
+        reference_energies: Mapping[int, float],  # [eV] by atomic number
+        energy_reference: EnergyReference,
+        level_of_theory: str,
+        name: str = "",
+        card: str | None = None,
+    ):
+        self.model = model
+        self.config: ArchitectureConfig = model.config
+        self.energy_reference = EnergyReference(energy_reference)
+        self.level_of_theory = level_of_theory
+        self.name = name or ARCHITECTURES.name_of(model.config)
+        self.card = card
+        self.reference_energies = _checked_energies(reference_energies, self.config)
+        self._isolated = np.array(list(self.reference_energies.values()), np.float64)
+        self._graphdef, self._params = _split(model)
+        self._params_in: dict[str, nnx.State] = {}
+        self._budgets = {dtype: BudgetSet(len(self._isolated)) for dtype in DTYPES}
+        self._num_programs = 0
+        self._program = jax.jit(self._trace)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{key}={value!r}" for key, value in self.describe().items())
+        return f"Potential({fields})"
+
+    @property
+    def num_programs(self) -> int:
+        """How many programs have been compiled so far, over all shapes and dtypes."""
+        return self._num_programs
+
+    def describe(self) -> dict[str, Any]:
+        """What one needs to know before use, in words and numbers; JSON-able."""
+        config = self.config
+        return {
+            "name": self.name,
+            "architecture": ARCHITECTURES.name_of(config),
+            "elements": [chemical_symbols[z] for z in config.atomic_numbers],
+            "cutoff_A": config.cutoff,
+            "parameters": sum(array.size for array in jax.tree.leaves(self._params)),
+            "level_of_theory": self.level_of_theory,
+            "energy_reference": str(self.energy_reference),
+            "symmetry": str(config.symmetry),
+            "smooth": config.smooth,
+        }
+
+    # ---- predictions
+
+    def predict(
+        self,
+        atoms: Atoms | Structure | Iterable[Atoms | Structure],
+        *,
+        dtype: str = "float32",
+        batch_nodes: int = BATCH_NODES,
+        progress: bool = False,
+    ) -> Result | list[Result]:
+        """Energy, forces and stress of one structure, or a list of them in the order given.
+
+        Raises ``ValueError`` for an element that the model does not know, positions that are not
+        finite, a periodic cell without volume, and when there is nothing to predict.
+        """
+        if isinstance(atoms, (Atoms, Structure)):
+            return next(self.predict_stream([atoms], dtype=dtype, batch_nodes=batch_nodes))
+        stream = self.predict_stream(atoms, dtype=dtype, batch_nodes=batch_nodes, progress=progress)
+        results = list(stream)
+        if not results:
+            raise ValueError(
+                "predict got no structures; expected ase.Atoms, a Structure, or an iterable of "
+                "them with at least one."
+            )
+        return results
+
+    def predict_stream(
+        self,
+        structures: Iterable[Atoms | Structure],
+        *,
+        dtype: str = "float32",
+        batch_nodes: int = BATCH_NODES,
+        progress: bool = False,
+    ) -> Iterator[Result]:
+        """The results one after the other, in order; holds a few batches in memory at a time."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
+        if batch_nodes < 2:
+            raise ValueError(f"batch_nodes is {batch_nodes}, expected at least 2.")
+        frames = (self.frame(s, f"structures[{i}]") for i, s in enumerate(structures))
+        first_window = True
+        with _progress_bar(progress, structures) as advance:
+            while window := _take(frames, _WINDOW * batch_nodes):
+                yield from self._predict_window(window, dtype, batch_nodes, first_window)
+                advance(len(window))
+                first_window = False
+
+    def _predict_window(
+        self, frames: Sequence[Frame], dtype: str, batch_nodes: int, first_window: bool
+    ) -> list[Result]:
+        batches = pack(frames, batch_nodes)
+        running = []
+        for number, members in enumerate(batches):
+            held = [frames[index] for index in members]
+            last = number == len(batches) - 1
+            remainder = last and not (first_window and number == 0)
+            budget = self._budgets[dtype].choose(held, batch_nodes, remainder=remainder)
+            running.append(self.evaluate_batch(held, budget, dtype))
+        results: dict[int, Result] = {}
+        for members, prediction in zip(batches, running, strict=True):
+            cut = self.results([frames[index] for index in members], prediction)
+            results.update(zip(members, cut, strict=True))
+        return [results[index] for index in range(len(frames))]
+
+    def frame(self, structure: Atoms | Structure, name: str = "") -> Frame:
+        """The structure with its neighbour list; ``name`` is for error messages."""
+        if isinstance(structure, Atoms):
+            structure = Structure.from_atoms(structure, name)
+        elif not isinstance(structure, Structure):
+            raise ValueError(
+                f"{name or 'structure'} is a {type(structure).__name__}, expected ase.Atoms or "
+                "equizoo.structure.Structure."
+            )
+        return make_frame(structure, self.config.cutoff, self.config.atomic_numbers)
+
+    def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
+        """The network's output for one padded batch, still on the device."""
+        with _numerics(dtype):
+            graph = batch_frames(frames, budget, np.dtype(dtype).type)
+            return self._program(self._params_as(dtype), graph)
+
+    def results(self, frames: Sequence[Frame], prediction: Prediction) -> list[Result]:
+        """The outputs of a batch cut into structures, reference energies added."""
+        forces, stress, interaction = jax.device_get(
+            (prediction.forces, prediction.stress, prediction.node_energies)
+        )
+        forces = unbatch_nodes(np.asarray(forces, np.float64), frames)
+        interaction = unbatch_nodes(np.asarray(interaction, np.float64), frames)
+        results = []
+        for index, frame in enumerate(frames):
+            nodes = interaction[index] + self._isolated[frame.species]
+            full_cell = all(frame.structure.pbc)
+            results.append(
+                Result(
+                    energy=float(nodes.sum()),
+                    forces=forces[index],
+                    stress=np.asarray(stress[index], np.float64) if full_cell else None,
+                    node_energies=nodes,
+                )
+            )
+        return results
+
+    def _trace(self, params: nnx.State, graph: Any) -> Prediction:
+        self._num_programs += 1  # runs once per compilation: the body is Python, the program is not
+        return energy_forces_stress(nnx.merge(self._graphdef, params), graph)
+
+    def _params_as(self, dtype: str) -> nnx.State:
+        if dtype not in self._params_in:
+            self._params_in[dtype] = jax.tree.map(lambda x: jnp.asarray(x, dtype), self._params)
+        return self._params_in[dtype]
+
+    # ---- ASE and files
+
+    def calculator(self, dtype: str = "float32") -> Calculator:
+        """An ASE calculator that shares this potential's compiled programs."""
+        from equizoo.eval.calculator import EquizooCalculator
+
+        return EquizooCalculator(self, dtype)
+
+    def save(self, folder: str | Path, golden: bool = True) -> str:
+        """Writes a model folder that :func:`load` reads back exactly; the SHA-256 of the weights.
+
+        ``golden`` adds a few generated structures with their outputs, which loading checks. Raises
+        ``ValueError`` when the folder exists and is not empty.
+        """
+        energies = {chemical_symbols[z]: e for z, e in self.reference_energies.items()}
+        block = {
+            "energy_reference": str(self.energy_reference),
+            "level_of_theory": self.level_of_theory,
+            "reference_energies": energies,
+        }
+        flat = nnx.to_flat_state(self._params)
+        return hub.save_folder(
+            folder,
+            config=to_dict(self.config) | {"potential": block},
+            arrays={_key(path): np.asarray(param[...]) for path, param in flat},
+            card=self.card,
+            golden=golden_outputs(self.predict, self.config) if golden else {},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PotentialBlock:
+    """The key ``potential`` of config.json."""
+
+    energy_reference: EnergyReference
+    level_of_theory: str
+    reference_energies: dict[str, float]  # [eV] by chemical symbol
+
+
+def load(spec: str | Path, *, check_golden: bool = True) -> Potential:
+    """The potential that ``spec`` names: a released model, a folder, ``hf-hub:organisation/name``.
+
+    With ``check_golden`` the outputs stored with the model are reproduced first. Raises
+    ``ValueError`` when the folder is incomplete, its arrays are not those that its configuration
+    asks for (all problems listed), or the outputs differ; see
+    :func:`equizoo.registry.find_model_folder` for names.
+    """
+    folder = find_model_folder(spec)
+    contents = hub.load_folder(folder)
+    where = str(folder / hub.CONFIG)
+    config_dict = dict(contents.config)
+    block = config_dict.pop("potential", None)
+    if block is None:
+        raise ValueError(
+            f"{where} has no 'potential'; expected energy_reference, level_of_theory and "
+            "reference_energies under that key. Write the folder with Potential.save."
+        )
+    config = from_dict(ArchitectureConfig, config_dict, where)
+    block = from_dict(_PotentialBlock, block, f"'potential' in {where}")
+    if unknown := sorted(set(block.reference_energies) - set(number_of)):
+        raise ValueError(f"{where}: reference_energies of unknown elements {', '.join(unknown)}.")
+    potential = Potential(
+        _rebuild(config, contents.arrays, str(folder / hub.WEIGHTS)),
+        reference_energies={number_of[s]: e for s, e in block.reference_energies.items()},
+        energy_reference=block.energy_reference,
+        level_of_theory=block.level_of_theory,
+        name=_name(spec, folder),
+        card=contents.card,
+    )
+    if check_golden:
+        check_golden_outputs(potential.predict, contents.golden, str(folder / hub.GOLDEN))
+    return potential
+
+
+def describe(spec: str | Path) -> dict[str, Any]:
+    """What there is to know of a model before use, without compiling it; see :func:`load`."""
+    return load(spec, check_golden=False).describe()
+
+
+def _rebuild(
+    config: ArchitectureConfig, arrays: Mapping[str, np.ndarray], where: str
+) -> Architecture:
+    abstract = nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0)))
+    graphdef, params = _split(abstract)
+    flat = nnx.to_flat_state(params)
+    expected = {_key(path): tuple(param.shape) for path, param in flat}
+    hub.check_keys({key: array.shape for key, array in arrays.items()}, expected, where)
+    with jax.enable_x64(True):  # else float64 weights would be rounded on the way in
+        values = [(path, param.replace(jnp.asarray(arrays[_key(path)]))) for path, param in flat]
+    return nnx.merge(graphdef, nnx.from_flat_state(values))
+
+
+def _split(model: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if other := [_key(path) for path, _ in nnx.to_flat_state(rest)]:
+        raise ValueError(
+            f"{type(model).__name__} has state beside its parameters: {', '.join(other)}; expected "
+            "nnx.Param only. Recompute constants from the config where they are used."
+        )
+    return graphdef, params
+
+
+def _key(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _name(spec: str | Path, folder: Path) -> str:
+    name, _, _ = str(spec).partition("@")
+    if name in MODELS:
+        return name
+    return name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else folder.resolve().name
+
+
+def _checked_energies(energies: Mapping[int, float], config: ArchitectureConfig):
+    """In the order of the model's elements."""
+    difference = set(energies) ^ set(config.atomic_numbers)
+    if difference or not all(np.isfinite(energy) for energy in energies.values()):
+        given, elements = (
+            ", ".join(chemical_symbols[z] for z in numbers)
+            for numbers in (energies, config.atomic_numbers)
+        )
+        raise ValueError(
+            f"reference_energies are given for {given or 'nothing'}; expected one finite energy "
+            f"for each of the model's elements {elements}. Give 0.0 where there is no reference."
+        )
+    return {z: float(energies[z]) for z in config.atomic_numbers}
+
+
+@contextlib.contextmanager
+def _numerics(dtype: str) -> Iterator[None]:
+    """float64 where it is asked for and only there; matrix products in full precision."""
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        yield
+
+
+@contextlib.contextmanager
+def _progress_bar(shown: bool, structures: Iterable[Any]) -> Iterator[Callable[[int], None]]:
+    """A function that advances the bar by some structures."""
+    if not shown:
+        yield lambda count: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        total = len(structures) if isinstance(structures, Sized) else None
+        task = bar.add_task("predict", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _take(frames: Iterator[Frame], nodes: int) -> list[Frame]:
+    """The next frames, until they have ``nodes`` atoms together."""
+    taken: list[Frame] = []
+    for frame in frames:
+        taken.append(frame)
+        nodes -= frame.num_nodes
+        if nodes <= 0:
+            break
+    return taken

@@ -1,0 +1,436 @@
+"""A padded batch of structures as a graph, and every sum over edges, nodes and species in it.
+
+All sign and cell conventions live here:
+``edge_vectors = positions[receivers] - positions[senders] + shifts @ cell`` with lattice vectors in
+the rows of ``cell``; messages are summed on receivers.
+
+Two layouts of the edges. *Flat*: sorted by receiver, sums are sorted segment sums. *Rows* (when
+``outgoing`` is present): receiver ``i`` owns the edges ``[i * slots, (i + 1) * slots)``, so a sum
+over neighbours is a sum over an axis, and the gather from senders has another gather as its
+transpose. Rows need no scatter in any derivative and are deterministic; they waste memory where
+neighbour counts vary much, and the batcher then chooses flat.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from equizoo.neighbors import Neighbors, neighbor_list
+from equizoo.structure import Structure
+
+
+class Graph(NamedTuple):
+    """A batch of structures padded to a :class:`Budget`. Padding is inert and marked by masks.
+
+    Padded edges point from a node to itself, padded nodes have species 0 and belong to the last
+    graph, which is always padding.
+    """
+
+    positions: Float[Array, "nodes 3"]  # [Å] relative to the mean of each structure
+    species: Int[Array, " nodes"]  # index into the model's elements
+    node_graph: Int[Array, " nodes"]
+    node_mask: Bool[Array, " nodes"]
+    cell: Float[Array, "graphs 3 3"]  # [Å] rows are lattice vectors
+    graph_mask: Bool[Array, " graphs"]
+    senders: Int[Array, " edges"]
+    receivers: Int[Array, " edges"]
+    shifts: Float[Array, "edges 3"]  # in lattice vectors
+    edge_mask: Bool[Array, " edges"]
+    outgoing: Int[Array, "nodes out_slots"] | None  # edges that leave a node, num_edges = none
+    species_blocks: Int[Array, "blocks block_size"]  # nodes of one species, num_nodes = none
+    block_species: Int[Array, " blocks"]
+    block_slot: Int[Array, " nodes"]  # where a node stands in the flattened species_blocks
+
+    @property
+    def num_nodes(self) -> int:
+        return self.species.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        return self.senders.shape[0]
+
+    @property
+    def num_graphs(self) -> int:
+        return self.graph_mask.shape[0]
+
+    @property
+    def slots(self) -> int | None:
+        """Edges per row, or ``None`` in the flat layout."""
+        return None if self.outgoing is None else self.num_edges // self.num_nodes
+
+
+class Labels(NamedTuple):
+    """Targets of a batch; a label that is absent has mask False and value zero."""
+
+    energy: Float[Array, " graphs"]  # [eV] without reference energies
+    forces: Float[Array, "nodes 3"]  # [eV/Å]
+    stress: Float[Array, "graphs 3 3"]  # [eV/Å^3]
+    energy_mask: Bool[Array, " graphs"]
+    forces_mask: Bool[Array, " nodes"]
+    stress_mask: Bool[Array, " graphs"]
+
+
+# ---- sums and gathers -------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _sum_of(
+    x: Float[Array, "sources *rest"],
+    index: Int[Array, "targets slots"],
+    transpose: Int[Array, "sources slots_back"],
+) -> Float[Array, "targets *rest"]:
+    """``out[t] = sum_k x[index[t, k]]``, an index past the end adding nothing.
+
+    ``transpose`` lists, for every source, the targets that it adds to: the derivative is the same
+    map with the two exchanged, so all derivatives in reverse mode are gathers.
+    """
+    taken = x.at[index].get(mode="fill", fill_value=0)
+    return taken[:, 0] if index.shape[1] == 1 else taken.sum(axis=1)
+
+
+_sum_of.defvjp(
+    lambda x, index, transpose: (_sum_of(x, index, transpose), (index, transpose)),
+    lambda residual, g: (_sum_of(g, residual[1], residual[0]), None, None),
+)
+
+
+def edge_vectors(graph: Graph, cutoff: float) -> Float[Array, "edges 3"]:
+    """Vectors from sender to receiver [Å]; ``(cutoff, 0, 0)`` on padded edges."""
+    cell = graph.cell[graph.node_graph[graph.receivers]]
+    shift = jnp.einsum("ei,eij->ej", graph.shifts, cell, precision="highest")
+    vectors = graph.positions[graph.receivers] - graph.positions[graph.senders] + shift
+    padding = jnp.array([cutoff, 0, 0], vectors.dtype)
+    return jnp.where(graph.edge_mask[:, None], vectors, padding[None])
+
+
+def gather_senders(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "edges *rest"]:
+    """The value at each edge's sender; zero on padded edges."""
+    senders = jnp.where(graph.edge_mask, graph.senders, graph.num_nodes)
+    if graph.outgoing is None:
+        return x.at[senders].get(mode="fill", fill_value=0)
+    return _sum_of(x, senders[:, None], graph.outgoing)
+
+
+def gather_receivers(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "edges *rest"]:
+    """The value at each edge's receiver, on padded edges too."""
+    if graph.slots is None:
+        return x[graph.receivers]
+    rows = jnp.broadcast_to(x[:, None], (graph.num_nodes, graph.slots, *x.shape[1:]))
+    return rows.reshape(graph.num_edges, *x.shape[1:])
+
+
+def sum_receivers(x: Float[Array, "edges *rest"], graph: Graph) -> Float[Array, "nodes *rest"]:
+    """The sum over each node's incoming edges, padded edges left out."""
+    x = jnp.where(_expand(graph.edge_mask, x.ndim), x, 0)
+    if graph.slots is None:
+        return jax.ops.segment_sum(x, graph.receivers, graph.num_nodes, indices_are_sorted=True)
+    return x.reshape(graph.num_nodes, graph.slots, *x.shape[1:]).sum(axis=1)
+
+
+def sum_senders(x: Float[Array, "edges *rest"], graph: Graph) -> Float[Array, "nodes *rest"]:
+    """The sum over each node's outgoing edges, padded edges left out."""
+    senders = jnp.where(graph.edge_mask, graph.senders, graph.num_nodes)
+    if graph.outgoing is None:
+        return jax.ops.segment_sum(x, senders, graph.num_nodes)
+    return _sum_of(x, graph.outgoing, senders[:, None])
+
+
+def sum_graphs(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "graphs *rest"]:
+    """The sum over each graph's nodes, padded nodes left out."""
+    x = jnp.where(_expand(graph.node_mask, x.ndim), x, 0)
+    member = (
+        graph.node_graph[None, :]
+        == jnp.arange(graph.num_graphs, dtype=graph.node_graph.dtype)[:, None]
+    )
+    return jnp.tensordot(member.astype(x.dtype), x, 1, precision="highest")
+
+
+def to_species_blocks(
+    x: Float[Array, "nodes *rest"], graph: Graph
+) -> Float[Array, "blocks block_size *rest"]:
+    """Nodes brought together by species, so that a weight per species is one per block."""
+    index = graph.species_blocks.reshape(-1, 1)
+    blocks = _sum_of(x, index, graph.block_slot[:, None])
+    return blocks.reshape(*graph.species_blocks.shape, *x.shape[1:])
+
+
+def from_species_blocks(
+    x: Float[Array, "blocks block_size *rest"], graph: Graph
+) -> Float[Array, "nodes *rest"]:
+    """The inverse of :func:`to_species_blocks`; padded nodes get zero."""
+    flat = x.reshape(graph.species_blocks.size, *x.shape[2:])
+    return _sum_of(flat, graph.block_slot[:, None], graph.species_blocks.reshape(-1, 1))
+
+
+def _expand(mask: Bool[Array, " n"], ndim: int) -> Bool[Array, "n ..."]:
+    return mask.reshape(mask.shape + (1,) * (ndim - 1))
+
+
+# ---- from structures to padded batches, on the host --------------------------------------------
+
+
+class Frame(NamedTuple):
+    """One structure with its neighbours, on the host: what batches are packed from."""
+
+    structure: Structure
+    species: Int[np.ndarray, " nodes"]
+    neighbors: Neighbors
+    max_in: int  # most edges into one node
+    max_out: int  # most edges out of one node
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.species)
+
+    @property
+    def num_edges(self) -> int:
+        return len(self.neighbors.senders)
+
+
+def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.ndarray, " nodes"]:
+    """Index of every atom in ``atomic_numbers``; ``ValueError`` names elements not in it."""
+    from ase.data import chemical_symbols
+
+    table = np.full(len(chemical_symbols), -1, np.int32)
+    table[list(atomic_numbers)] = np.arange(len(atomic_numbers))
+    species = table[structure.atomic_numbers]
+    if (species < 0).any():
+        unseen = sorted({int(z) for z in structure.atomic_numbers[species < 0]})
+        raise ValueError(
+            f"Structure {structure.name or '(unnamed)'} has element(s) "
+            f"{', '.join(chemical_symbols[z] for z in unseen)} that the model was not made for; it "
+            f"knows {', '.join(chemical_symbols[z] for z in atomic_numbers)}. Choose a model that "
+            "covers them (`equizoo models`), or train one."
+        )
+    return species
+
+
+def make_frame(structure: Structure, cutoff: float, atomic_numbers: Sequence[int]) -> Frame:
+    """A structure with species indices and its neighbour list.
+
+    Raises ``ValueError`` for elements outside ``atomic_numbers``.
+    """
+    species = species_of(structure, atomic_numbers)
+    neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+    counts = [
+        np.bincount(ends, minlength=1).max(initial=0)
+        for ends in (neighbors.receivers, neighbors.senders)
+    ]
+    return Frame(structure, species, neighbors, int(counts[0]), int(counts[1]))
+
+
+def round_up(n: int, step: float = 1.0) -> int:
+    """The smallest rung of a fixed ladder of sizes that is at least ``n``.
+
+    Rungs are 1, 2, 3, 4 and then multiples of 4, each at least ``step`` times the one before: with
+    ``step`` above 1 sizes that vary share a rung, and with it one compiled program.
+    """
+    rung = 1
+    while rung < n:
+        rung = rung + 1 if rung < 4 else max(rung + 4, 4 * math.ceil(rung * step / 4))
+    return rung
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """The static shape of a batch: one compiled program per budget.
+
+    One graph and one node are always left for padding. ``slots`` and ``out_slots`` choose the
+    row layout (``edges`` is then ``nodes * slots``); ``slots=None`` the flat one.
+    """
+
+    nodes: int
+    graphs: int
+    edges: int
+    slots: int | None
+    out_slots: int | None
+    blocks: int
+    block_size: int
+
+    # Rows are worth their padding up to this many slots per real edge: a gather and an axis sum
+    # against gathers, scatters and a sort order.
+    MAX_ROW_WASTE = 2.0
+
+    @classmethod
+    def of(
+        cls, frames: Sequence[Frame], nodes: int = 0, graphs: int = 0, step: float = 1.0
+    ) -> "Budget":
+        """A budget that holds every one of ``frames`` alone and ``nodes``, ``graphs`` together.
+
+        Sizes are rounded up to the ladder of :func:`round_up` with ``step``.
+        """
+        if not frames:
+            raise ValueError("A budget needs at least one frame to be chosen from; got none.")
+        largest = max(frame.num_nodes for frame in frames)
+        nodes = round_up(max(nodes, largest) + 1, step)
+        graphs = round_up(max(graphs, 1), step) + 1
+        slots = round_up(max(1, max(frame.max_in for frame in frames)), step)
+        out_slots = round_up(max(1, max(frame.max_out for frame in frames)), step)
+        mean_degree = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
+        densest = max(frame.num_edges / frame.num_nodes for frame in frames)
+        edges = round_up(max(math.ceil(nodes * densest), 1), step)
+        if slots <= cls.MAX_ROW_WASTE * max(mean_degree, 1.0):
+            edges = nodes * slots
+        else:
+            slots = out_slots = None
+        num_species = len({int(z) for frame in frames for z in np.unique(frame.species)})
+        block_size = _block_size(num_species, nodes)
+        blocks = nodes // block_size + num_species
+        return cls(nodes, graphs, edges, slots, out_slots, blocks, block_size)
+
+    def fits(self, frames: Sequence[Frame]) -> bool:
+        """Whether ``frames`` can be one batch of this shape."""
+        if sum(f.num_nodes for f in frames) > self.nodes - 1 or len(frames) > self.graphs - 1:
+            return False
+        if self.slots is None:
+            if sum(f.num_edges for f in frames) > self.edges:
+                return False
+        elif any(f.max_in > self.slots or f.max_out > self.out_slots for f in frames):
+            return False
+        counts = (
+            np.zeros(0, int)
+            if not frames
+            else np.bincount(np.concatenate([f.species for f in frames]))
+        )
+        return int(np.sum(-(-counts // self.block_size))) <= self.blocks
+
+
+def _block_size(num_species: int, nodes: int) -> int:
+    """Nodes per species block: small blocks pad less, large ones share a folding of weights that
+    costs about as much as 24 nodes."""
+    return min((8, 16, 32, 64), key=lambda b: (nodes // b + num_species) * (b + 24))
+
+
+def batch_frames(
+    frames: Sequence[Frame],
+    budget: Budget,
+    dtype: np.dtype | type = np.float32,
+) -> Graph:
+    """One padded :class:`Graph` (numpy arrays) of all ``frames``, in their order.
+
+    Positions are taken relative to each structure's mean before they are rounded to ``dtype``.
+    An empty sequence gives a batch of padding. Raises ``ValueError`` when they do not fit.
+    """
+    if not budget.fits(frames):
+        raise ValueError(
+            f"{len(frames)} frames with {sum(f.num_nodes for f in frames)} nodes and "
+            f"{sum(f.num_edges for f in frames)} edges do not fit {budget}."
+        )
+    nodes, graphs, edges = budget.nodes, budget.graphs, budget.edges
+    positions = np.zeros((nodes, 3), dtype)
+    species = np.zeros(nodes, np.int32)
+    node_graph = np.full(nodes, graphs - 1, np.int32)
+    node_mask = np.zeros(nodes, bool)
+    cell = np.zeros((graphs, 3, 3), dtype)
+    graph_mask = np.zeros(graphs, bool)
+    if budget.slots is None:
+        receivers = np.full(edges, nodes - 1, np.int32)
+    else:
+        receivers = np.repeat(np.arange(nodes, dtype=np.int32), budget.slots)
+    senders = receivers.copy()
+    shifts = np.zeros((edges, 3), dtype)
+    edge_mask = np.zeros(edges, bool)
+
+    first_node = first_edge = 0
+    for g, frame in enumerate(frames):
+        structure, neighbors = frame.structure, frame.neighbors
+        here = slice(first_node, first_node + frame.num_nodes)
+        positions[here] = structure.positions - structure.positions.mean(axis=0)
+        species[here] = frame.species
+        node_graph[here] = g
+        node_mask[here] = True
+        cell[g] = np.where(np.array(structure.pbc)[:, None], structure.cell, 0.0)
+        graph_mask[g] = True
+        if budget.slots is None:
+            place = np.arange(first_edge, first_edge + frame.num_edges)
+        else:
+            place = (first_node + neighbors.receivers) * budget.slots + _rank_in_group(
+                neighbors.receivers, frame.num_nodes
+            )
+        senders[place] = neighbors.senders + first_node
+        receivers[place] = neighbors.receivers + first_node
+        shifts[place] = neighbors.shifts
+        edge_mask[place] = True
+        first_node += frame.num_nodes
+        first_edge += frame.num_edges
+
+    outgoing = None
+    if budget.slots is not None:
+        outgoing = np.full((nodes, budget.out_slots), edges, np.int32)
+        real = np.flatnonzero(edge_mask)
+        real = real[np.argsort(senders[real], kind="stable")]
+        outgoing[senders[real], _rank_in_group(senders[real], nodes)] = real
+
+    blocks, block_species, block_slot = _species_blocks(species[:first_node], nodes, budget)
+    return Graph(
+        positions, species, node_graph, node_mask, cell, graph_mask, senders, receivers, shifts,
+        edge_mask, outgoing, blocks, block_species, block_slot,
+    )  # fmt: skip
+
+
+def batch_labels(
+    frames: Sequence[Frame],
+    budget: Budget,
+    reference_energies: Float[np.ndarray, " species"],  # [eV]
+    dtype: np.dtype | type = np.float32,
+) -> Labels:
+    """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64."""
+    energy = np.zeros(budget.graphs, dtype)
+    forces = np.zeros((budget.nodes, 3), dtype)
+    stress = np.zeros((budget.graphs, 3, 3), dtype)
+    energy_mask = np.zeros(budget.graphs, bool)
+    forces_mask = np.zeros(budget.nodes, bool)
+    stress_mask = np.zeros(budget.graphs, bool)
+    first_node = 0
+    for g, frame in enumerate(frames):
+        structure = frame.structure
+        here = slice(first_node, first_node + frame.num_nodes)
+        if structure.energy is not None:
+            energy[g] = structure.energy - reference_energies[frame.species].sum()
+            energy_mask[g] = True
+        if structure.forces is not None:
+            forces[here] = structure.forces
+            forces_mask[here] = True
+        if structure.stress is not None:
+            stress[g] = structure.stress
+            stress_mask[g] = True
+        first_node += frame.num_nodes
+    return Labels(energy, forces, stress, energy_mask, forces_mask, stress_mask)
+
+
+def unbatch_nodes(
+    x: Float[np.ndarray, "nodes *rest"], frames: Sequence[Frame]
+) -> list[Float[np.ndarray, "_ *rest"]]:
+    """Per-node values of a batch cut into one array per frame."""
+    ends = np.cumsum([frame.num_nodes for frame in frames])
+    return np.split(np.asarray(x)[: ends[-1]], ends[:-1])
+
+
+def _rank_in_group(sorted_groups: Int[np.ndarray, " n"], num_groups: int) -> Int[np.ndarray, " n"]:
+    """0, 1, 2, ... within each run of equal values of a sorted array."""
+    counts = np.bincount(sorted_groups, minlength=num_groups)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.arange(len(sorted_groups)) - starts[sorted_groups]
+
+
+def _species_blocks(species, nodes: int, budget: Budget):
+    """Nodes sorted by species into blocks of one species each, and the way back."""
+    size = budget.block_size
+    blocks = np.full((budget.blocks, size), nodes, np.int32)
+    block_species = np.zeros(budget.blocks, np.int32)
+    block_slot = np.full(nodes, budget.blocks * size, np.int32)
+    row = 0
+    for s in np.unique(species):
+        members = np.flatnonzero(species == s)
+        rows = -(-len(members) // size)
+        blocks[row : row + rows].flat[: len(members)] = members
+        block_species[row : row + rows] = s
+        block_slot[members] = row * size + np.arange(len(members))
+        row += rows
+    return blocks, block_species, block_slot

@@ -1,0 +1,115 @@
+"""One frame of atomistic data on the host, in float64, with the labels it really has."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from jaxtyping import Float, Int
+
+
+class EnergyReference(enum.StrEnum):
+    """What an energy is measured against; two different ones are never compared or mixed.
+
+    ``total``: all electrons (or valence electrons), as the electronic-structure code prints it.
+    ``adsorption``: adsorbed system minus clean surface minus gas-phase references (OC20).
+    ``formation``: relative to the elements in their reference phases.
+    ``atomisation``: relative to isolated atoms at the same level of theory.
+    """
+
+    TOTAL = "total"
+    ADSORPTION = "adsorption"
+    FORMATION = "formation"
+    ATOMISATION = "atomisation"
+
+
+def require_same_reference(a: EnergyReference, b: EnergyReference, what: str) -> None:
+    """Raises ``ValueError`` when two energy references differ; ``what`` names the operation."""
+    if a != b:
+        raise ValueError(
+            f"{what} would mix two energy references, {a.value!r} and {b.value!r}. "
+            "Convert the data to the model's reference, or choose a model with the data's."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms in a cell with optional labels. A label that is absent is ``None``, never zero.
+
+    Arrays are float64 and read-only by agreement; build altered copies with
+    ``dataclasses.replace``. Raises ``ValueError`` on non-finite numbers, mismatched lengths, or a
+    periodic cell without volume.
+    """
+
+    atomic_numbers: Int[np.ndarray, " nodes"]
+    positions: Float[np.ndarray, "nodes 3"]  # [Å]
+    cell: Float[np.ndarray, "3 3"]  # [Å] rows are lattice vectors, zeros if aperiodic
+    pbc: tuple[bool, bool, bool] = (False, False, False)
+    energy: float | None = None  # [eV]
+    forces: Float[np.ndarray, "nodes 3"] | None = None  # [eV/Å]
+    stress: Float[np.ndarray, "3 3"] | None = None  # [eV/Å^3] tension positive
+    name: str = ""  # where the frame came from, for error messages: "file.xyz[12]"
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # carried, not interpreted
+
+    def __post_init__(self):
+        where = f"Structure {self.name or '(unnamed)'}"
+        nodes = len(self.atomic_numbers)
+        if nodes == 0:
+            raise ValueError(f"{where} has no atoms; expected at least one.")
+        if (self.atomic_numbers < 1).any() or (self.atomic_numbers > 118).any():
+            raise ValueError(f"{where}: atomic numbers must lie in 1..118; remove dummy atoms 'X'.")
+        for label, array, shape in (
+            ("positions", self.positions, (nodes, 3)),
+            ("cell", self.cell, (3, 3)),
+            ("forces", self.forces, (nodes, 3)),
+            ("stress", self.stress, (3, 3)),
+            ("energy", self.energy, ()),
+        ):
+            if array is None:
+                continue
+            if np.shape(array) != shape:
+                raise ValueError(f"{where}: {label} has shape {np.shape(array)}, expected {shape}.")
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"{where}: {label} holds NaN or infinity. Drop the frame, or remove the label "
+                    "so that it counts as absent."
+                )
+        if any(self.pbc):
+            periodic = self.cell[list(self.pbc)]
+            gram = np.linalg.det(periodic @ periodic.T)
+            scale = np.prod(np.sum(periodic**2, axis=1))
+            if not gram > 1e-10 * scale:
+                raise ValueError(
+                    f"{where}: periodic along {self.pbc} but the lattice vectors there are zero or "
+                    "parallel (zero volume). Set the cell, or pbc=False."
+                )
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.atomic_numbers)
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms, name: str = "") -> "Structure":
+        """A structure without labels: results of an attached calculator are not labels."""
+        return cls(
+            atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
+            positions=np.array(atoms.positions, dtype=np.float64),
+            cell=np.array(atoms.cell.array, dtype=np.float64),
+            pbc=tuple(bool(p) for p in atoms.pbc),
+            name=name,
+        )
+
+    def to_atoms(self) -> Atoms:
+        """ASE atoms with the labels present as results of a ``SinglePointCalculator``."""
+        from ase.calculators.singlepoint import SinglePointCalculator
+        from ase.stress import full_3x3_to_voigt_6_stress
+
+        atoms = Atoms(self.atomic_numbers, self.positions, cell=self.cell, pbc=self.pbc)
+        stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
+        results = {"energy": self.energy, "forces": self.forces, "stress": stress}
+        results = {key: value for key, value in results.items() if value is not None}
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms

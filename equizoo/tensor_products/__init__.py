@@ -1,0 +1,1 @@
+"""Interchangeable equivariant products, one per file; none owns a parameter."""

@@ -1,0 +1,225 @@
+"""What every equivariant product answers: the interface that layers know."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import e3nn_jax as e3nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from equizoo.graph import Graph, gather_senders, sum_receivers
+from equizoo.registry import TENSOR_PRODUCTS
+
+
+class Path(NamedTuple):
+    """One coupling of an irrep of the first factor and one of the second to one of the result."""
+
+    index_1: int  # position in irreps_1
+    index_2: int  # position in irreps_2
+    index_out: int  # position in irreps_out
+    ir_1: e3nn.Irrep
+    ir_2: e3nn.Irrep
+    ir_out: e3nn.Irrep
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorProduct(abc.ABC):
+    """An equivariant product and its options; ``bind`` makes it a function of arrays.
+
+    Irreps are single copies (``0e+1o+2e``): copies are the channels, the last axis of the arrays.
+    """
+
+    registry: ClassVar = TENSOR_PRODUCTS
+
+    def bind(
+        self, irreps_1: e3nn.Irreps | str, irreps_2: e3nn.Irreps | str,
+        irreps_out: e3nn.Irreps | str,
+    ) -> "BoundProduct":  # fmt: skip
+        """The product between two contents; equal arguments give one shared object.
+
+        Raises ``ValueError`` for irreps with several copies, or a result that no path reaches.
+        """
+        return _bind(self, *(single_copies(x) for x in (irreps_1, irreps_2, irreps_out)))
+
+    def bind_power(
+        self, irreps_in: e3nn.Irreps | str, irreps_out: e3nn.Irreps | str, order: int
+    ) -> "BoundPower":
+        """The many-body product of up to ``order`` copies of one argument, shared like ``bind``."""
+        return _bind_power(self, single_copies(irreps_in), single_copies(irreps_out), order)
+
+    @abc.abstractmethod
+    def _bind(
+        self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps
+    ) -> "BoundProduct": ...
+
+    def _bind_power(
+        self, irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps, order: int
+    ) -> "BoundPower":
+        raise ValueError(
+            f"{type(self).__name__} has no many-body form; use a tensor product that has one, such "
+            "as ClebschGordan, for the product basis."
+        )
+
+
+@functools.cache
+def _bind(product, irreps_1, irreps_2, irreps_out):
+    return product._bind(irreps_1, irreps_2, irreps_out)
+
+
+@functools.cache
+def _bind_power(product, irreps_in, irreps_out, order):
+    if order < 1:
+        raise ValueError(f"order is {order}, expected at least 1.")
+    return product._bind_power(irreps_in, irreps_out, order)
+
+
+class BoundProduct(abc.ABC):
+    """A bilinear map ``(x, y, weights) -> z``, equivariant for every value of the weights.
+
+    Unit variance in, unit variance out: for independent standard normal inputs and weights every
+    component of ``z`` has variance one.
+    """
+
+    irreps_1: e3nn.Irreps
+    irreps_2: e3nn.Irreps
+    irreps_out: e3nn.Irreps
+    irreps_paths: e3nn.Irreps  # content of :meth:`per_path`
+    paths: tuple[Path, ...]  # sorted by the result's place in irreps_out
+    num_weights: int
+    exact: bool = True  # equivariant to rounding
+
+    @abc.abstractmethod
+    def per_path(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        y: Float[Array, "batch dim_2 channels_2"],
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_paths channels"]:
+        """The products before paths are summed, in the order of ``irreps_paths``."""
+
+    @abc.abstractmethod
+    def flops(self, batch: int, channels: int) -> int:
+        """Multiplications and additions of one forward call."""
+
+    def __call__(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        y: Float[Array, "batch dim_2 channels_2"],
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_out channels"]:
+        """The product, with ``channels_2``, ``channels_w`` and ``batch_w`` full size or 1."""
+        return self._sum_paths(self.per_path(x, y, weights))
+
+    def convolve(
+        self,
+        node_features: Float[Array, "nodes dim_1 channels"],
+        edge_harmonics: Float[Array, "edges dim_2"],
+        edge_weights: Float[Array, "edges num_weights channels"],
+        graph: Graph,
+    ) -> Float[Array, "nodes dim_paths channels"]:
+        """The sum over neighbours of ``per_path(sender features, harmonics, weights)``."""
+        senders = gather_senders(node_features, graph)
+        return sum_receivers(self.per_path(senders, edge_harmonics[..., None], edge_weights), graph)
+
+    def dense(self) -> Float[np.ndarray, "num_weights dim_1 dim_2 dim_out"]:
+        """The map evaluated on basis vectors in float64: ``z = sum w x y dense``."""
+        dims = (self.num_weights, self.irreps_1.dim, self.irreps_2.dim)
+        with jax.enable_x64(True):
+            w, x, y = (
+                basis.reshape(-1, dim, 1)
+                for basis, dim in zip(_product_basis(dims), dims, strict=True)
+            )
+            z = np.asarray(self(x, y, w))
+        return z.reshape(*dims, self.irreps_out.dim)
+
+    def _sum_paths(
+        self, z: Float[Array, "batch dim_paths channels"]
+    ) -> Float[Array, "batch dim_out channels"]:
+        """Paths into one irrep summed, divided by the root of their number."""
+        slices = self.irreps_paths.slices()
+        results = []
+        for index, (_, ir) in enumerate(self.irreps_out):
+            mine = [
+                z[:, s] for s, p in zip(slices, self.paths, strict=True) if p.index_out == index
+            ]
+            if mine:
+                results.append(sum(mine) / float(np.sqrt(len(mine))))
+            else:
+                results.append(jnp.zeros((z.shape[0], ir.dim, z.shape[2]), z.dtype))
+        return jnp.concatenate(results, axis=1)
+
+
+class BoundPower(abc.ABC):
+    """A polynomial map of one argument, equivariant and linear in its weights.
+
+    Every basis polynomial has unit variance for a standard normal argument.
+    """
+
+    irreps_in: e3nn.Irreps
+    irreps_out: e3nn.Irreps
+    order: int
+    num_weights: int  # of each irrep of the result, by ascending order: ``weight_slices``
+    weight_slices: dict[tuple[int, int], slice]  # (index_out, order) -> place among the weights
+    exact: bool = True
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x: Float[Array, "blocks nodes dim_in channels"],
+        weights: Float[Array, "blocks num_weights channels"],
+    ) -> Float[Array, "blocks nodes dim_out channels"]:
+        """The weighted sum of the basis polynomials; nodes of a block share their weights."""
+
+
+def single_copies(irreps: e3nn.Irreps | str) -> e3nn.Irreps:
+    """The irreps, after checking that each entry has one copy and is there once."""
+    irreps = e3nn.Irreps(irreps)
+    if any(mul != 1 for mul, _ in irreps) or len({ir for _, ir in irreps}) != len(irreps):
+        raise ValueError(
+            f"Expected each irrep once with one copy, as in '0e+1o+2e'; got '{irreps}'. Copies are "
+            "channels, the last axis of the arrays."
+        )
+    return irreps
+
+
+def allowed_paths(
+    irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps,
+    keep: Callable[[Path], bool] = lambda path: True,
+) -> tuple[Path, ...]:  # fmt: skip
+    """All couplings permitted by angular momentum and parity, sorted by the result.
+
+    Raises ``ValueError`` when there is none.
+    """
+    paths = tuple(
+        path
+        for k, (_, ir_out) in enumerate(irreps_out)
+        for i, (_, ir_1) in enumerate(irreps_1)
+        for j, (_, ir_2) in enumerate(irreps_2)
+        if ir_out in ir_1 * ir_2 and keep(path := Path(i, j, k, ir_1, ir_2, ir_out))
+    )
+    if not paths:
+        raise ValueError(f"No path couples '{irreps_1}' and '{irreps_2}' to '{irreps_out}'.")
+    return paths
+
+
+@functools.cache
+def wigner_3j(l_1: int, l_2: int, l_3: int) -> Float[np.ndarray, "d1 d2 d3"]:
+    """Real Wigner 3j tensor of Frobenius norm one, in float64 (e3nn's axes and signs)."""
+    return np.asarray(e3nn.clebsch_gordan(l_1, l_2, l_3), dtype=np.float64)
+
+
+def coupling(path: Path) -> Float[np.ndarray, "d1 d2 d3"]:
+    """``sqrt(2 l_3 + 1)`` times the 3j tensor: unit variance from unit variance."""
+    degrees = path.ir_1.l, path.ir_2.l, path.ir_out.l
+    return np.sqrt(path.ir_out.dim) * wigner_3j(*degrees)
+
+
+def _product_basis(dims: tuple[int, ...]) -> list[Array]:
+    """All combinations of basis vectors of several spaces, one array per space."""
+    index = np.indices(dims).reshape(len(dims), -1)
+    return [jnp.asarray(np.eye(d)[i]) for d, i in zip(dims, index, strict=True)]

@@ -1,0 +1,225 @@
+"""Clebsch-Gordan product as models use it: matrices per edge, couplings after the neighbour sum."""
+
+import dataclasses
+
+import e3nn_jax as e3nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from equizoo.graph import Graph, gather_senders
+from equizoo.tensor_products._base import (
+    BoundPower,
+    BoundProduct,
+    Path,
+    TensorProduct,
+    allowed_paths,
+    coupling,
+)
+from equizoo.tensor_products._symmetric import monomials, symmetric_basis
+
+
+@dataclasses.dataclass(frozen=True)
+class ClebschGordan(TensorProduct):
+    """All couplings of angular momentum; equal to ``ClebschGordanDense``, ordered for speed.
+
+    - With one channel in the second factor the couplings are contracted with it first, to one
+      small matrix per path and batch entry that all channels share.
+    - ``convolve`` on rows sums over neighbours *before* it couples: the sum over the neighbours of
+      ``Y_j w_j x_j`` is a batched matrix product, and couplings then cost per node, not per edge.
+    - The many-body product runs over a basis without redundancy, weights folded in per block.
+    """
+
+    def _bind(
+        self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps
+    ) -> "BoundClebschGordan":
+        return BoundClebschGordan(irreps_1, irreps_2, irreps_out)
+
+    def _bind_power(
+        self, irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps, order: int
+    ) -> "SymmetricPower":
+        return SymmetricPower(irreps_in, irreps_out, order)
+
+
+class BoundClebschGordan(BoundProduct):
+    """See :class:`ClebschGordan`."""
+
+    def __init__(self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps):
+        self.irreps_1, self.irreps_2, self.irreps_out = irreps_1, irreps_2, irreps_out
+        self.paths = allowed_paths(irreps_1, irreps_2, irreps_out)
+        self.irreps_paths = e3nn.Irreps([(1, path.ir_out) for path in self.paths])
+        self.num_weights = len(self.paths)
+
+    def per_path(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        y: Float[Array, "batch dim_2 channels_2"],
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_paths channels"]:
+        slices_1, slices_2 = self.irreps_1.slices(), self.irreps_2.slices()
+        results = []
+        for index, path in enumerate(self.paths):
+            x_1, y_2 = x[:, slices_1[path.index_1]], y[:, slices_2[path.index_2]]
+            constants = jnp.asarray(coupling(path), x.dtype)
+            if y.shape[2] == 1:
+                matrix = jnp.einsum("bj,ijk->bki", y_2[..., 0], constants)
+                product = jnp.einsum("bki,bic->bkc", matrix, x_1)
+            else:
+                product = jnp.einsum("bic,bjc,ijk->bkc", x_1, y_2, constants)
+            results.append(weights[:, index, None] * product)
+        return jnp.concatenate(results, axis=1)
+
+    def flops(self, batch: int, channels: int) -> int:
+        per_entry = sum(2 * np.count_nonzero(coupling(path)) for path in self.paths)
+        per_channel = sum(p.ir_out.dim * (2 * p.ir_1.dim + 1) for p in self.paths)
+        return int(batch * (per_entry + channels * per_channel))
+
+    def convolve(
+        self,
+        node_features: Float[Array, "nodes dim_1 channels"],
+        edge_harmonics: Float[Array, "edges dim_2"],
+        edge_weights: Float[Array, "edges num_weights channels"],
+        graph: Graph,
+    ) -> Float[Array, "nodes dim_paths channels"]:
+        if graph.slots is None:
+            return super().convolve(node_features, edge_harmonics, edge_weights, graph)
+        rows = (graph.num_nodes, graph.slots)
+        senders = gather_senders(node_features, graph)
+        senders = senders.reshape(*rows, *senders.shape[1:])
+        harmonics = jnp.where(graph.edge_mask[:, None], edge_harmonics, 0)
+        harmonics = harmonics.reshape(*rows, -1)
+        weights = edge_weights.reshape(*rows, *edge_weights.shape[1:])
+
+        slices_1, slices_2 = self.irreps_1.slices(), self.irreps_2.slices()
+        coupled: dict[Path, Float[Array, "nodes dim_out channels"]] = {}
+        for index_2, place_2 in enumerate(slices_2):
+            mine = [(w, path) for w, path in enumerate(self.paths) if path.index_2 == index_2]
+            if not mine:
+                continue
+            weighted = [
+                weights[:, :, w, None] * senders[:, :, slices_1[path.index_1]] for w, path in mine
+            ]
+            summed = jnp.einsum(
+                "nkj,nkic->njic", harmonics[:, :, place_2], jnp.concatenate(weighted, axis=2)
+            )
+            start = 0
+            for _, path in mine:
+                pairs = summed[:, :, start : start + path.ir_1.dim]
+                start += path.ir_1.dim
+                coupled[path] = _couple(pairs, path)
+        return jnp.concatenate([coupled[path] for path in self.paths], axis=1)
+
+
+def _couple(
+    pairs: Float[Array, "nodes dim_2 dim_1 channels"], path: Path
+) -> Float[Array, "nodes dim_out channels"]:
+    """Couplings applied to sums of products; the trivial one of a scalar is a reshape."""
+    if path.ir_1.l == 0:
+        return pairs[:, :, 0]
+    constants = np.transpose(coupling(path), (2, 1, 0)).reshape(path.ir_out.dim, -1)
+    flat = pairs.reshape(pairs.shape[0], -1, pairs.shape[3])
+    return jnp.einsum("kq,nqc->nkc", jnp.asarray(constants, pairs.dtype), flat)
+
+
+class SymmetricPower(BoundPower):
+    r"""All equivariant polynomials up to order three, over a basis without redundancy.
+
+    .. math:: z_{l m} = \sum_{\nu=1}^{N} \sum_k w^{(\nu)}_{l k} B^{(\nu)}_{l k m}(x)
+
+    The weights are contracted with the coefficients first, once per block. A cubic monomial of
+    parity ``p`` is a component of parity ``p`` times a pair of like parity, so each irrep of the
+    result is one product of a matrix ``[dim_out * factors, pairs]`` with the pairs and one sum over
+    factors. Components are picked by products with constant 0/1 matrices: under XLA on CPU this
+    and its derivatives run several times faster than slicing and broadcasting.
+
+    Reference: Batatia et al. 2022, https://arxiv.org/abs/2206.07697, eq. 10 (the redundant form).
+    """
+
+    def __init__(self, irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps, order: int):
+        if order > 3:
+            raise ValueError(f"order is {order}; the symmetric power is built for orders 1 to 3.")
+        self.irreps_in, self.irreps_out, self.order = irreps_in, irreps_out, order
+        self.weight_slices = {}
+        start = 0
+        for index, (_, ir) in enumerate(irreps_out):
+            for nu in range(1, order + 1):
+                count = len(symmetric_basis(irreps_in, ir, nu))
+                self.weight_slices[index, nu] = slice(start, start + count)
+                start += count
+        self.num_weights = start
+        if start == 0:
+            raise ValueError(
+                f"No polynomial of '{irreps_in}' up to order {order} is '{irreps_out}'."
+            )
+        parities = np.repeat([ir.p for _, ir in irreps_in], [ir.dim for _, ir in irreps_in])
+        pairs = monomials(irreps_in.dim, 2)
+        pair_parities = parities[pairs].prod(axis=1)
+        self._factors = {p: np.flatnonzero(parities == p) for p in (1, -1)}
+        self._pairs = {p: pairs[pair_parities == p] for p in (1, -1)}
+        self._coefficients = {key: self._arrange(*key) for key in self.weight_slices}
+
+    def _arrange(self, index: int, nu: int) -> Float[np.ndarray, "weights rows features"]:
+        """Basis coefficients as matrices on the features of order ``min(nu, 2)``."""
+        ir = self.irreps_out[index].ir
+        basis = symmetric_basis(self.irreps_in, ir, nu)
+        if nu == 1:
+            return basis
+        place = {tuple(monomial): c for c, monomial in enumerate(monomials(self.irreps_in.dim, nu))}
+        if nu == 2:
+            return basis[:, :, [place[tuple(pair)] for pair in self._pairs[ir.p]]]
+        factors, pairs = self._factors[ir.p], self._pairs[1]
+        arranged = np.zeros((len(basis), ir.dim, len(factors), len(pairs)))
+        for f, factor in enumerate(factors):
+            for c, pair in enumerate(pairs):
+                # a monomial that can be split in several ways is put in the first place only
+                column = place.pop(tuple(sorted((factor, *pair))), None)
+                if column is not None:
+                    arranged[:, :, f, c] = basis[:, :, column]
+        return arranged.reshape(len(basis), ir.dim * len(factors), len(pairs))
+
+    def __call__(
+        self,
+        x: Float[Array, "blocks nodes dim_in channels"],
+        weights: Float[Array, "blocks num_weights channels"],
+    ) -> Float[Array, "blocks nodes dim_out channels"]:
+        blocks, nodes, dim_in, channels = x.shape
+        x = jnp.transpose(x, (0, 3, 2, 1)).reshape(blocks * channels, dim_in, nodes)
+        weights = jnp.transpose(weights, (0, 2, 1)).reshape(blocks * channels, -1)
+        pairs = {
+            p: _pick(pairs[:, 0], x) * _pick(pairs[:, 1], x)
+            for p, pairs in self._pairs.items()
+            if self.order > 1 and (p == 1 or any(ir.p == -1 for _, ir in self.irreps_out))
+        }
+        results = []
+        for index, (_, ir) in enumerate(self.irreps_out):
+            result = jnp.zeros((blocks * channels, ir.dim, nodes), x.dtype)
+            for nu in range(1, self.order + 1):
+                coefficients = self._coefficients[index, nu]
+                if coefficients.size == 0:
+                    continue
+                rows, features = coefficients.shape[1:]
+                flat = jnp.asarray(coefficients.reshape(len(coefficients), -1), x.dtype)
+                matrix = weights[:, self.weight_slices[index, nu]] @ flat
+                matrix = matrix.reshape(-1, rows, features)
+                if nu < 3:
+                    result += matrix @ (x if nu == 1 else pairs[ir.p])
+                else:
+                    factors = _pick(np.tile(self._factors[ir.p], ir.dim), x)
+                    summed = np.repeat(np.eye(ir.dim), rows // ir.dim, axis=1)
+                    result += _constant(summed, x) @ ((matrix @ pairs[1]) * factors)
+            results.append(result)
+        result = jnp.concatenate(results, axis=1).reshape(blocks, channels, -1, nodes)
+        return jnp.transpose(result, (0, 3, 2, 1))
+
+
+def _pick(
+    index: Int[np.ndarray, " features"], x: Float[Array, "batch dim nodes"]
+) -> Float[Array, "batch features nodes"]:
+    """``x[:, index]`` as a matrix product."""
+    return _constant(np.eye(x.shape[1])[index], x) @ x
+
+
+def _constant(
+    matrix: Float[np.ndarray, "rows columns"], like: Float[Array, "batch dim nodes"]
+) -> Float[Array, "batch rows columns"]:
+    return jnp.broadcast_to(jnp.asarray(matrix, like.dtype), (like.shape[0], *matrix.shape))

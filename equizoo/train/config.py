@@ -1,0 +1,81 @@
+"""Everything a training run is told, as frozen dataclasses: the schema of recipes."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the mean squared (or Huber) errors."""
+
+    energy: float = 1.0  # of (eV/atom)^2
+    forces: float = 10.0  # of (eV/Å)^2
+    stress: float = 0.0  # of (eV/Å^3)^2
+    huber_delta: float | None = None  # errors above are penalised linearly; None: squares
+
+    def __post_init__(self):
+        if min(self.energy, self.forces, self.stress) < 0 or (
+            self.energy == self.forces == self.stress == 0
+        ):
+            raise ValueError("Loss weights must not be negative, and one must be positive.")
+        if self.huber_delta is not None and not self.huber_delta > 0:
+            raise ValueError(f"huber_delta is {self.huber_delta}, expected positive or null.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondStage:
+    """A last part of the run with other weights, usually more on energies."""
+
+    start: float  # fraction of the epochs after which it begins
+    loss: LossWeights
+
+    def __post_init__(self):
+        if not 0 < self.start < 1:
+            raise ValueError(f"The second stage starts at {self.start}, expected within (0, 1).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Adam in one of its forms, its schedule, and what is averaged, decayed, clipped, frozen."""
+
+    kind: Literal["adamw", "amsgrad"] = "amsgrad"
+    learning_rate: float = 0.01
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_steps: int = 100
+    final_learning_rate: float = 1e-4  # as a fraction of learning_rate, end of the cosine
+    plateau_factor: float = 0.8
+    plateau_patience: int = 50  # validations without improvement
+    weight_decay: float = 5e-7
+    decayed: tuple[str, ...] = ("*.linear.*", "*.product_weights")  # parameter path patterns
+    frozen: tuple[str, ...] = ()  # parameter path patterns that do not move
+    clip_norm: float = 10.0
+    ema_decay: float = 0.99
+
+    def __post_init__(self):
+        if not self.learning_rate > 0 or not self.clip_norm > 0:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate}) and clip_norm ({self.clip_norm}) must be "
+                "positive."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, expected within [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run, apart from the architecture."""
+
+    epochs: int
+    batch_size: int = 5  # structures of mean size
+    loss: LossWeights = LossWeights()
+    second_stage: SecondStage | None = None
+    optimizer: Optimizer = Optimizer()
+    seed: int = 0
+    validate_every: int = 1  # epochs
+    checkpoint_every: int = 200  # steps
+    early_stop: int | None = None  # epochs without improvement on the validation set
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")

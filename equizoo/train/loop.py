@@ -1,0 +1,242 @@
+"""The training loop: epochs of steps, validation, best and last checkpoints, exact resumption."""
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from equizoo.data.pipeline import Packing, sequential_batches, training_stream
+from equizoo.graph import Frame
+from equizoo.train.checkpoint import Checkpoints
+from equizoo.train.config import LossWeights, TrainConfig
+from equizoo.train.loss import ErrorSums
+from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
+from equizoo.train.progress import LiveProgress, RunLog
+from equizoo.train.step import init_state, make_train_step, make_validation_step
+from equizoo.zoo._base import Architecture
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers beside its arrays; saved as the checkpoint's ``meta``."""
+
+    best: float = math.inf  # validation objective
+    best_epoch: int = 0
+    plateau_best: float = math.inf
+    plateau_wait: int = 0
+    scale: float = 1.0  # of the learning rate, lowered on plateaus
+    loss_sum: float = 0.0  # over the steps of the current epoch
+    error_sums: tuple[float, ...] = (0.0,) * len(ErrorSums._fields)
+    skipped_steps: int = 0  # loss or gradient not finite
+    seconds: float = 0.0  # spent training, all sessions of the run together
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The result of :func:`fit`."""
+
+    params: nnx.State  # the averaged ones of the best validation
+    best_epoch: int
+    epochs: int
+    finished: bool  # False: stopped by SIGTERM, resume later
+    seconds: float
+
+
+def fit(
+    model: Architecture,
+    train: Sequence[Frame],
+    valid: Sequence[Frame],
+    packing: Packing,
+    config: TrainConfig,
+    folder: Path,
+    title: str = "training",
+) -> Fitted:
+    """The model's parameters fitted to ``train``, chosen by the loss on ``valid``.
+
+    ``folder`` receives checkpoints, ``metrics.jsonl`` and TensorBoard files. A folder with a
+    checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
+    bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
+    """
+    steps_per_epoch = -(-len(train) // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    optimizer = make_optimizer(config.optimizer, nnx.state(model, nnx.Param), total_steps)
+    schedule = learning_rate_schedule(config.optimizer, total_steps)
+    validate = make_validation_step(model)
+    step_of = {
+        weights: make_train_step(model, optimizer, weights, config.optimizer.ema_decay)
+        for weights in _stages(config)
+    }
+    valid_batches = [
+        jax.tree.map(jnp.asarray, batch[1:]) for batch in sequential_batches(valid, packing)
+    ]
+
+    state = init_state(model, optimizer)
+    stream = training_stream(train, packing, config.seed)
+    progress = Progress()
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if (restored := checkpoints.restore("last", state)) is not None:
+        state, data, meta = restored
+        stream.set_state(data)
+        meta.pop("step")
+        progress = Progress(**meta | {"error_sums": tuple(meta["error_sums"])})
+    first_step = int(state.step)
+    log = RunLog(folder, first_step)
+    live = LiveProgress(total_steps, first_step, title)
+    started = time.monotonic() - progress.seconds
+
+    def save(kind: str) -> None:
+        progress.seconds = time.monotonic() - started
+        checkpoints.save(kind, state, stream.get_state(), dataclasses.asdict(progress))
+
+    finished = True
+    step = first_step
+    try:
+        with _TerminationSignal() as termination:
+            while step < total_steps:
+                weights = _loss_at(config, step / total_steps)
+                graph, labels = jax.tree.map(jnp.asarray, next(stream))
+                scale = jnp.asarray(progress.scale, jnp.float32)
+                state, report = step_of[weights](state, graph, labels, scale)
+                step += 1
+                _accumulate(progress, report)
+                live.advance()
+                if step % steps_per_epoch == 0:
+                    epoch = step // steps_per_epoch
+                    row = {
+                        "epoch": epoch,
+                        "step": step,
+                        "learning_rate": progress.scale * float(schedule(step)),
+                    }
+                    row |= _train_row(progress, steps_per_epoch)
+                    progress.loss_sum, progress.error_sums = 0.0, Progress.error_sums
+                    if epoch % config.validate_every == 0 or step == total_steps:
+                        sums = [validate(state.ema, *batch) for batch in valid_batches]
+                        errors = ErrorSums(*np.sum(jax.device_get(sums), axis=0).tolist())
+                        row |= _error_row(errors, "valid")
+                        objective = _objective(errors, _stages(config)[-1])
+                        row["valid_objective"] = objective
+                        _update_plateau(progress, objective, config)
+                        if objective < progress.best:
+                            progress.best, progress.best_epoch = objective, epoch
+                            save("best")
+                        live.report(row)
+                    row["seconds"] = round(time.monotonic() - started, 1)
+                    log.write(row)
+                    if config.early_stop and epoch - progress.best_epoch >= config.early_stop:
+                        break
+                if step % config.checkpoint_every == 0 or termination.received:
+                    save("last")
+                if termination.received:
+                    finished = False
+                    break
+            if finished:
+                save("last")
+        best = checkpoints.restore("best", state)
+    finally:
+        live.close()
+        log.close()
+        checkpoints.close()
+    params = state.ema if best is None else best[0].ema
+    return Fitted(
+        params=params,
+        best_epoch=progress.best_epoch,
+        epochs=step // steps_per_epoch,
+        finished=finished,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _stages(config: TrainConfig) -> tuple[LossWeights, ...]:
+    return (
+        (config.loss,) if config.second_stage is None else (config.loss, config.second_stage.loss)
+    )
+
+
+def _loss_at(config: TrainConfig, fraction: float) -> LossWeights:
+    stage = config.second_stage
+    return config.loss if stage is None or fraction < stage.start else stage.loss
+
+
+def _accumulate(progress: Progress, report: Any) -> None:
+    loss, errors = jax.device_get((report.loss, report.errors))
+    if not math.isfinite(loss):
+        progress.skipped_steps += 1
+        if progress.skipped_steps > 20:
+            raise FloatingPointError(
+                "The loss was not finite for more than 20 steps; the last checkpoint is valid. "
+                "Lower the learning rate, or look for outliers in the labels."
+            )
+        return
+    progress.loss_sum += float(loss)
+    progress.error_sums = tuple(
+        a + float(b) for a, b in zip(progress.error_sums, errors, strict=True)
+    )
+
+
+def _train_row(progress: Progress, steps: int) -> dict[str, float]:
+    row = {"train_loss": progress.loss_sum / steps, "skipped_steps": progress.skipped_steps}
+    return row | _error_row(ErrorSums(*progress.error_sums), "train")
+
+
+def _error_row(sums: ErrorSums, split: str) -> dict[str, float]:
+    """Root mean square errors of the labels that were present."""
+    row = {}
+    for name, squares, count in (
+        ("energy_rmse_meV", sums.energy_squares, sums.energies),
+        ("energy_rmse_meV_per_atom", sums.energy_per_atom_squares, sums.energies),
+        ("forces_rmse_meV_per_A", sums.forces_squares, sums.force_components),
+        ("stress_rmse_meV_per_A3", sums.stress_squares, sums.stress_components),
+    ):
+        if count:
+            row[f"{split}_{name}"] = 1e3 * math.sqrt(squares / count)
+    return row
+
+
+def _objective(sums: ErrorSums, weights: LossWeights) -> float:
+    """The weighted mean squared errors over a data set: what the best checkpoint minimises."""
+    terms = (
+        (weights.energy, sums.energy_per_atom_squares, sums.energies),
+        (weights.forces, sums.forces_squares, sums.force_components),
+        (weights.stress, sums.stress_squares, sums.stress_components),
+    )
+    return sum(w * squares / count for w, squares, count in terms if count)
+
+
+def _update_plateau(progress: Progress, objective: float, config: TrainConfig) -> None:
+    if config.optimizer.schedule != "plateau":
+        return
+    if objective < progress.plateau_best:
+        progress.plateau_best, progress.plateau_wait = objective, 0
+        return
+    progress.plateau_wait += 1
+    if progress.plateau_wait > config.optimizer.plateau_patience:
+        progress.scale *= config.optimizer.plateau_factor
+        progress.plateau_wait = 0
+
+
+class _TerminationSignal:
+    """Notes a SIGTERM instead of dying of it, so that the step in progress can be saved."""
+
+    received = False
+
+    def __enter__(self) -> "_TerminationSignal":
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_: Any) -> None:
+        self.received = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._previous)

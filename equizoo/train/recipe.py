@@ -1,0 +1,281 @@
+"""A recipe (one JSON file) to a trained potential: data, reference energies, model, fit, report."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from equizoo.config import format_json, from_dict, parse_json, to_dict
+from equizoo.data.datasets import load_dataset
+from equizoo.data.pipeline import Packing
+from equizoo.data.readers import Dataset, LabelKeys
+from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
+from equizoo.eval.evaluate import evaluate
+from equizoo.eval.plots import learning_curve, parity_plot
+from equizoo.eval.potential import Potential
+from equizoo.graph import Budget, Frame, make_frame
+from equizoo.structure import Structure
+from equizoo.train.config import TrainConfig
+from equizoo.train.loop import Fitted, fit
+from equizoo.train.progress import read_rows
+from equizoo.zoo._base import Architecture, ArchitectureConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which frames to train on, to choose the best weights by, and to report."""
+
+    train: str  # name of a data set, or a file
+    valid: str | None = None  # likewise; None: split off from train
+    num_valid: int = 0  # frames to split off
+    split_seed: int = 0
+    test: tuple[str, ...] = ()  # evaluated once, at the end
+    keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
+    reference_energies: ReferenceEnergies = IsolatedAtoms()
+
+    def __post_init__(self):
+        if (self.valid is None) == (self.num_valid == 0):
+            raise ValueError(
+                "Give either valid (a data set) or num_valid (frames split off from train); got "
+                f"valid={self.valid!r} and num_valid={self.num_valid}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. ``model`` may leave out what the data decide: elements, neighbours, scale."""
+
+    name: str
+    data: DataConfig
+    training: TrainConfig
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a JSON file; ``ValueError`` lists every unknown or mistyped field."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no recipe {path}; expected a JSON file.")
+    return recipe_from_dict(parse_json(path.read_text(), str(path)), str(path))
+
+
+def recipe_from_dict(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from what :func:`recipe_to_dict` gives."""
+    fields = dict(fields)
+    model = fields.pop("model", {})
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{where}: model is {model!r}, expected the fields of an architecture.")
+    return dataclasses.replace(from_dict(_Rest, fields, where).recipe(), model=dict(model))
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """JSON-able fields of a recipe."""
+    rest = _Rest(name=recipe.name, data=recipe.data, training=recipe.training)
+    return {"name": recipe.name, "model": dict(recipe.model)} | to_dict(rest)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rest:
+    name: str
+    data: DataConfig
+    training: TrainConfig
+
+    def recipe(self) -> Recipe:
+        return Recipe(name=self.name, data=self.data, training=self.training)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Data of a run in memory, split."""
+
+    train: Dataset
+    valid: Dataset
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.train.elements) | set(self.valid.elements)))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What :func:`train` and fine-tuning return."""
+
+    potential: Potential
+    fitted: Fitted
+    metrics: Mapping[str, Mapping[str, Any]]  # by data set
+    folder: Path
+
+
+def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> RunResult | None:
+    """Trains from scratch into ``folder``; ``None`` when stopped by SIGTERM (resume later).
+
+    The folder holds the resolved recipe, checkpoints, metrics, plots, a report, and under
+    ``model`` what :func:`equizoo.load` reads. Raises ``ValueError`` for an existing folder without
+    ``resume``, for a recipe other than the folder's with it, and for unusable data.
+    """
+    folder = Path(folder)
+    open_run_folder(folder, {"recipe": recipe_to_dict(recipe)}, resume)
+    data = prepare_data(recipe.data)
+    e0 = recipe.data.reference_energies.resolve(_joined(data))
+    config = complete_config(recipe.model, data)
+    model = config.build(rngs=nnx.Rngs(recipe.training.seed))
+    return run_fit(model, data, e0, recipe, folder)
+
+
+def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
+    """Creates a run's folder with ``run.json``, or checks that an existing one is the same run."""
+    text, path = format_json(facts), folder / "run.json"
+    if folder.exists() and any(folder.iterdir()):
+        if not resume:
+            raise ValueError(
+                f"The output folder {folder} exists and is not empty. Choose another, or continue "
+                "the run in it with resume."
+            )
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no run ({path.name} is missing); cannot resume it.")
+        before = path.read_text()
+        if before != text:
+            lines = difflib.unified_diff(
+                before.splitlines(),
+                text.splitlines(),
+                "run in the folder",
+                "asked for",
+                lineterm="",
+            )
+            raise ValueError(
+                f"Resuming {folder} with other settings would not continue the same run:\n"
+                + "\n".join(lines)
+            )
+        return
+    if resume:
+        raise ValueError(f"There is no run to resume in {folder}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def prepare_data(config: DataConfig) -> Prepared:
+    """The training and validation sets, the latter split off at random where so configured."""
+    dataset = load_dataset(config.train, config.keys)
+    if config.valid is not None:
+        return Prepared(dataset, load_dataset(config.valid, config.keys))
+    if config.num_valid >= len(dataset):
+        raise ValueError(
+            f"num_valid is {config.num_valid}, but {config.train} has {len(dataset)} frames; leave "
+            "some to train on."
+        )
+    order = np.random.default_rng(config.split_seed).permutation(len(dataset))
+    shuffled = [dataset.structures[i] for i in order]
+    cut = len(dataset) - config.num_valid
+    return Prepared(
+        dataclasses.replace(dataset, structures=tuple(shuffled[:cut])),
+        dataclasses.replace(dataset, structures=tuple(shuffled[cut:])),
+    )
+
+
+def complete_config(fields: Mapping[str, Any], data: Prepared) -> ArchitectureConfig:
+    """The architecture with what the recipe leaves to the data.
+
+    Elements are those of the data, ``avg_num_neighbors`` is the mean over the training set, and
+    ``scale`` (where the architecture has one) the root mean square force of it.
+    """
+    fields = dict(fields)
+    if "cutoff" not in fields:
+        raise ValueError("The recipe's model needs a cutoff [Å]; 5.0 is usual.")
+    fields.setdefault("atomic_numbers", list(data.elements))
+    if "avg_num_neighbors" not in fields:
+        frames = _frames(data.train.structures, fields["cutoff"], tuple(fields["atomic_numbers"]))
+        mean = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
+        fields["avg_num_neighbors"] = max(mean, 1.0)
+    forces = [s.forces for s in data.train.structures if s.forces is not None]
+    if "scale" not in fields and forces:
+        architecture = ArchitectureConfig.registry[fields.get("architecture", "")]
+        if "scale" in {field.name for field in dataclasses.fields(architecture)}:
+            fields["scale"] = float(np.sqrt(np.mean(np.concatenate(forces) ** 2)))
+    return from_dict(ArchitectureConfig, fields, "model")
+
+
+def run_fit(
+    model: Architecture,
+    data: Prepared,
+    reference_energies: Mapping[int, float],  # [eV]
+    recipe: Recipe,
+    folder: Path,
+    extra_tests: Sequence[str] = (),
+) -> RunResult | None:
+    """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`."""
+    config = model.config
+    frames = {
+        split: _frames(dataset.structures, config.cutoff, config.atomic_numbers)
+        for split, dataset in (("train", data.train), ("valid", data.valid))
+    }
+    packing = make_packing(
+        [*frames["train"], *frames["valid"]],
+        recipe.training.batch_size,
+        np.array([reference_energies[z] for z in config.atomic_numbers]),
+    )
+    fitted = fit(
+        model, frames["train"], frames["valid"], packing, recipe.training, folder, recipe.name
+    )
+    if not fitted.finished:
+        return None
+    potential = Potential(
+        nnx.merge(nnx.graphdef(model), fitted.params),
+        reference_energies={z: reference_energies[z] for z in config.atomic_numbers},
+        energy_reference=data.train.energy_reference,
+        level_of_theory=data.train.level_of_theory,
+        name=recipe.name,
+    )
+    if not (folder / "model").exists():
+        potential.save(folder / "model")
+    metrics = {}
+    evaluations = {}
+    datasets = {"valid": data.valid}
+    datasets |= {
+        name: load_dataset(name, recipe.data.keys) for name in (*recipe.data.test, *extra_tests)
+    }
+    for name, dataset in datasets.items():
+        evaluations[name] = evaluate(potential, dataset)
+        metrics[name] = dict(evaluations[name].metrics)
+    learning_curve(read_rows(folder / "metrics.jsonl"), folder / "learning_curve.png")
+    parity_plot(evaluations, folder / "parity.png")
+    report = {
+        "name": recipe.name,
+        "metrics": metrics,
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "hours": round(fitted.seconds / 3600, 3),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return RunResult(potential, fitted, metrics, folder)
+
+
+def make_packing(
+    frames: Sequence[Frame],
+    batch_size: int,
+    reference_energies: Float[np.ndarray, " species"],  # [eV]
+) -> Packing:
+    """A budget for about ``batch_size`` structures of mean size, that holds any one of ``frames``.
+
+    Small structures may come up to twice as many to a batch.
+    """
+    nodes = round(batch_size * sum(f.num_nodes for f in frames) / len(frames))
+    budget = Budget.of(frames, nodes=nodes, graphs=2 * batch_size)
+    return Packing(budget, reference_energies)
+
+
+def _frames(
+    structures: Sequence[Structure], cutoff: float, atomic_numbers: tuple[int, ...]
+) -> list[Frame]:
+    return [make_frame(structure, cutoff, atomic_numbers) for structure in structures]
+
+
+def _joined(data: Prepared) -> Dataset:
+    return dataclasses.replace(
+        data.train, structures=(*data.train.structures, *data.valid.structures)
+    )

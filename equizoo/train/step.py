@@ -1,0 +1,107 @@
+"""One optimisation step and one validation step, as pure jitted functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from equizoo.graph import Graph, Labels
+from equizoo.train.config import LossWeights
+from equizoo.train.loss import ErrorSums, error_sums, loss
+from equizoo.zoo._base import Architecture, energy_forces_stress
+
+
+class TrainState(NamedTuple):
+    """What changes from step to step; every part is saved as an item of its own."""
+
+    params: nnx.State
+    ema: nnx.State  # exponential moving average of params: what is validated and released
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class StepReport(NamedTuple):
+    """What a step tells; stays on the device until it is looked at."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    errors: ErrorSums
+
+
+def init_state(model: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
+    """State at step zero from a model's parameters (copied: the step donates its argument)."""
+    params = nnx.state(model, nnx.Param)
+    return TrainState(
+        params=jax.tree.map(jnp.copy, params),
+        ema=jax.tree.map(jnp.copy, params),
+        optimizer=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    model: Architecture,
+    optimizer: optax.GradientTransformation,
+    weights: LossWeights,
+    ema_decay: float,
+) -> Callable[[TrainState, Graph, Labels, Array], tuple[TrainState, StepReport]]:
+    """The jitted step ``(state, graph, labels, scale) -> (state, report)``; donates the state.
+
+    ``scale`` multiplies the update (the plateau schedule). The average starts as the plain mean
+    of the first steps and never weighs the random initial values by more than ``10 / (10 + t)``.
+    A step whose loss or gradient is not finite changes nothing but the counter.
+    """
+    graphdef = nnx.graphdef(model)
+
+    def objective(params, graph, labels):
+        prediction = energy_forces_stress(nnx.merge(graphdef, params), graph)
+        return loss(prediction, graph, labels, weights), error_sums(prediction, graph, labels)
+
+    def step(state, graph, labels, scale):
+        (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.params, graph, labels
+        )
+        norm = optax.global_norm(gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        updates = jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates)
+        params = optax.apply_updates(state.params, updates)
+        t = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+        ema = jax.tree.map(
+            lambda mean, new: mean + (1 - decay).astype(mean.dtype) * (new - mean),
+            state.ema,
+            params,
+        )
+        new = TrainState(params, ema, optimizer_state, state.step)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return new._replace(step=state.step + 1), StepReport(value, norm, errors)
+
+    return jax.jit(_full_precision(step), donate_argnums=0)
+
+
+def make_validation_step(
+    model: Architecture,
+) -> Callable[[nnx.State, Graph, Labels], ErrorSums]:
+    """The jitted error sums of a batch under given parameters."""
+    graphdef = nnx.graphdef(model)
+
+    def validate(params, graph, labels):
+        prediction = energy_forces_stress(nnx.merge(graphdef, params), graph)
+        return error_sums(prediction, graph, labels)
+
+    return jax.jit(_full_precision(validate))
+
+
+def _full_precision(function: Callable) -> Callable:
+    """The function traced with matrix products in the full precision of their arguments."""
+
+    def traced(*args):
+        with jax.default_matmul_precision("highest"):
+            return function(*args)
+
+    return traced

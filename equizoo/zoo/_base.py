@@ -1,0 +1,99 @@
+"""What every architecture answers, and energy, forces and stress from it."""
+
+import abc
+import dataclasses
+import enum
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from equizoo.graph import Graph, edge_vectors, sum_graphs, sum_receivers, sum_senders
+from equizoo.registry import ARCHITECTURES
+
+
+class Symmetry(enum.StrEnum):
+    """The group under which energies are invariant: with reflections (O3) or without (SO3)."""
+
+    O3 = "O3"
+    SO3 = "SO3"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig(abc.ABC):
+    """Everything needed to rebuild an architecture; the fields all of them share."""
+
+    registry: ClassVar = ARCHITECTURES
+    format: ClassVar[int] = 1
+    symmetry: ClassVar[Symmetry] = Symmetry.O3
+    smooth: ClassVar[bool] = True  # energy has a continuous gradient as atoms cross the cutoff
+
+    atomic_numbers: tuple[int, ...]  # in the order of species
+    cutoff: float  # [Å]
+    avg_num_neighbors: float  # mean in-degree on the training set
+
+    def __post_init__(self):
+        if not self.atomic_numbers or len(set(self.atomic_numbers)) != len(self.atomic_numbers):
+            raise ValueError(
+                f"atomic_numbers is {self.atomic_numbers}, expected one or more different elements."
+            )
+        if not self.cutoff > 0 or not self.avg_num_neighbors > 0:
+            raise ValueError(
+                f"cutoff ({self.cutoff} Å) and avg_num_neighbors ({self.avg_num_neighbors}) must "
+                "be positive."
+            )
+
+    @abc.abstractmethod
+    def build(self, *, rngs: nnx.Rngs) -> "Architecture":
+        """The model with freshly drawn weights."""
+
+
+class Architecture(nnx.Module):
+    """A model of interatomic interaction: one method."""
+
+    config: ArchitectureConfig
+
+    @abc.abstractmethod
+    def node_energies(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> Float[Array, " nodes"]:
+        """Interaction energy of every atom [eV], without reference energies; a function of the edge
+        vectors and species alone, anything on padded nodes."""
+
+
+class Prediction(NamedTuple):
+    """Energies without reference energies, and their exact derivatives."""
+
+    energy: Float[Array, " graphs"]  # [eV]
+    forces: Float[Array, "nodes 3"]  # [eV/Å]
+    stress: Float[Array, "graphs 3 3"]  # [eV/Å^3] zero where no cell
+    node_energies: Float[Array, " nodes"]  # [eV]
+
+
+def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
+    r"""Energy, forces and stress of every graph of a batch.
+
+    With :math:`g_e = \partial E / \partial d_e` on the vector from sender to receiver,
+
+    .. math:: F_i = \sum_{e \text{ out of } i} g_e - \sum_{e \text{ into } i} g_e, \qquad
+        \sigma = \frac{1}{|\det \mathrm{cell}|} \,\mathrm{sym} \sum_e d_e \otimes g_e.
+    """
+
+    def total(vectors):
+        nodes = jnp.where(graph.node_mask, model.node_energies(vectors, graph), 0)
+        return jnp.sum(nodes), nodes
+
+    vectors = edge_vectors(graph, model.config.cutoff)
+    gradient, nodes = jax.grad(total, has_aux=True)(vectors)
+    forces = sum_senders(gradient, graph) - sum_receivers(gradient, graph)
+    virial = sum_graphs(sum_receivers(vectors[:, :, None] * gradient[:, None, :], graph), graph)
+    volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
+    stress = jnp.where(volume > 0, virial / jnp.where(volume > 0, volume, 1), 0)
+    return Prediction(
+        energy=sum_graphs(nodes, graph),
+        forces=forces,
+        stress=(stress + jnp.swapaxes(stress, 1, 2)) / 2,
+        node_energies=nodes,
+    )

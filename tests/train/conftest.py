@@ -1,0 +1,79 @@
+"""A tiny problem that trains in seconds: small clusters and crystals with Morse energies."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.morse import MorsePotential
+from flax import nnx
+
+from equizoo.data.pipeline import Packing
+from equizoo.graph import Budget, make_frame
+from equizoo.structure import Structure
+from equizoo.zoo.mace import MACEConfig
+
+CUTOFF = 4.0
+SPECIES = (13, 29)
+
+
+def labelled(atoms: Atoms, name: str) -> Structure:
+    atoms = atoms.copy()
+    atoms.calc = MorsePotential(epsilon=0.3, r0=2.6, rho0=4.0)
+    structure = Structure.from_atoms(atoms, name)
+    stress = None
+    if all(atoms.pbc):
+        stress = atoms.get_stress(voigt=False)
+    return dataclasses.replace(
+        structure,
+        energy=float(atoms.get_potential_energy()),
+        forces=atoms.get_forces(),
+        stress=stress,
+    )
+
+
+def make_structures(count: int, seed: int = 0) -> list[Structure]:
+    rng = np.random.default_rng(seed)
+    structures = []
+    for index in range(count):
+        if index % 3:
+            size = int(rng.integers(2, 6))
+            atoms = Atoms(rng.choice(SPECIES, size), 2.6 * np.arange(size)[:, None] * np.eye(3)[:1])
+            atoms.positions += rng.normal(0, 0.3, (size, 3))
+        else:
+            atoms = bulk("Al", "fcc", a=4.0, cubic=True)
+            atoms.numbers[0] = 29
+            atoms.positions += rng.normal(0, 0.1, (4, 3))
+        structures.append(labelled(atoms, f"morse[{index}]"))
+    return structures
+
+
+def tiny_model(seed: int = 0):
+    config = MACEConfig(
+        atomic_numbers=SPECIES,
+        cutoff=CUTOFF,
+        avg_num_neighbors=6.0,
+        channels=4,
+        hidden_l_max=1,
+        l_max=1,
+        correlation=2,
+        radial_widths=(8,),
+        num_bessel=4,
+        readout_channels=4,
+    )
+    return config.build(rngs=nnx.Rngs(seed))
+
+
+def frames_of(structures):
+    return [make_frame(structure, CUTOFF, SPECIES) for structure in structures]
+
+
+def packing_for(frames, batch_size: int = 3) -> Packing:
+    nodes = batch_size * sum(f.num_nodes for f in frames) // len(frames)
+    return Packing(Budget.of(frames, nodes=nodes, graphs=2 * batch_size), np.zeros(len(SPECIES)))
+
+
+@pytest.fixture(scope="session")
+def frames():
+    return frames_of(make_structures(24))

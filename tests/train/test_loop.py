@@ -1,0 +1,76 @@
+"""The loop as a whole: it learns, it compiles little, it stops when told."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import SPECIES, frames_of, make_structures, packing_for, tiny_model
+from flax import nnx
+
+import equizoo.train.step as step_module
+from equizoo.data.pipeline import Packing
+from equizoo.graph import Budget
+from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.loop import fit
+from equizoo.train.progress import read_rows
+
+CONFIG = TrainConfig(
+    epochs=12,
+    batch_size=3,
+    loss=LossWeights(energy=1.0, forces=1.0, stress=1.0),
+    optimizer=Optimizer(learning_rate=0.02, ema_decay=0.9),
+)
+
+
+def test_errors_fall_and_the_best_average_is_returned(frames, tmp_path):
+    fitted = fit(tiny_model(), frames[:18], frames[18:], packing_for(frames), CONFIG, tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["train_loss"] < 0.5 * rows[0]["train_loss"]
+    objectives = [row["valid_objective"] for row in rows]
+    assert fitted.best_epoch == 1 + int(np.argmin(objectives))
+    assert fitted.finished and fitted.epochs == 12
+    assert rows[-1]["valid_forces_rmse_meV_per_A"] > 0
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_early_stop_ends_the_run(frames, tmp_path):
+    still = dataclasses.replace(
+        CONFIG, early_stop=2, optimizer=Optimizer(learning_rate=1e-12, ema_decay=0.0)
+    )
+    fitted = fit(tiny_model(), frames[:6], frames[6:9], packing_for(frames), still, tmp_path)
+    assert fitted.epochs < still.epochs
+
+
+def test_a_stream_of_a_thousand_sizes_compiles_one_training_program(tmp_path, monkeypatch):
+    traces = []
+    original = step_module.energy_forces_stress
+
+    def counted(model, graph):
+        traces.append(graph.num_nodes)
+        return original(model, graph)
+
+    monkeypatch.setattr(step_module, "energy_forces_stress", counted)
+    frames = frames_of(make_structures(1000, seed=3))
+    packing = packing_for(frames, batch_size=40)
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=40)
+    fit(tiny_model(), frames[:900], frames[900:], packing, config, tmp_path)
+    assert 2 <= len(traces) <= 8  # the step (traced once or twice by JAX) and validation
+
+
+def test_labels_that_are_never_finite_stop_the_run(frames, tmp_path):
+    energies = np.full(len(SPECIES), math.inf)
+    packing = Packing(Budget.of(frames, nodes=20, graphs=4), energies)
+    with pytest.raises(FloatingPointError, match="not finite for more than 20 steps"):
+        fit(tiny_model(), frames[:18], frames[18:], packing, CONFIG, tmp_path)
+
+
+def test_training_does_not_change_the_model_it_is_given(frames, tmp_path):
+    model = tiny_model()
+    before = [np.asarray(x).copy() for x in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit(model, frames[:6], frames[6:9], packing_for(frames), config, tmp_path)
+    after = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,94 @@
+"""Parameter groups, schedules and averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import packing_for, tiny_model
+from flax import nnx
+
+from equizoo.train.config import LossWeights, Optimizer
+from equizoo.train.optimizer import learning_rate_schedule, make_optimizer, match_paths, path_name
+from equizoo.train.step import init_state, make_train_step
+
+
+def params_of(model):
+    return nnx.state(model, nnx.Param)
+
+
+def named(params):
+    return {path_name(p): v for p, v in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+
+def test_parameter_names_are_dotted_paths():
+    names = set(named(params_of(tiny_model())))
+    assert {"embedding", "layers.0.radial.kernels.0", "layers.1.product_weights"} <= names
+    assert "layers.0.linear.kernels.1o" in names
+
+
+def test_frozen_paths_stay_bit_identical_and_others_move(frames):
+    model = tiny_model()
+    config = Optimizer(frozen=("embedding", "layers.0.*"), weight_decay=0.1)
+    optimizer = make_optimizer(config, params_of(model), 10)
+    before = {k: np.asarray(v).copy() for k, v in named(params_of(model)).items()}
+    step = make_train_step(model, optimizer, LossWeights(), 0.9)
+    graph, labels = jax.tree.map(jnp.asarray, packing_for(frames)(frames[:3]))
+    state = init_state(model, optimizer)
+    for _ in range(3):
+        state, _ = step(state, graph, labels, jnp.ones((), jnp.float32))
+    for name, value in named(state.params).items():
+        frozen = name == "embedding" or name.startswith("layers.0.")
+        assert np.array_equal(np.asarray(value), before[name]) == frozen, name
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"'layer\.0\.\*' matches no parameter"):
+        match_paths(params_of(tiny_model()), ("layer.0.*",))
+
+
+def test_weight_decay_touches_its_group_only():
+    params = params_of(tiny_model())
+    config = Optimizer(weight_decay=0.5, warmup_steps=0, schedule="constant", learning_rate=0.1)
+    optimizer = make_optimizer(config, params, 10)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    for name, update in named(updates).items():
+        decayed = ".linear." in name or name.endswith("product_weights")
+        assert bool(jnp.any(update != 0)) == decayed, name
+
+
+def test_the_cosine_warms_up_and_ends_low():
+    schedule = learning_rate_schedule(Optimizer(learning_rate=0.01, warmup_steps=10), 1000)
+    assert float(schedule(0)) < 0.002
+    assert float(schedule(10)) == pytest.approx(0.01)
+    assert float(schedule(505)) == pytest.approx(0.005, rel=0.01)
+    assert float(schedule(1000)) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_the_average_follows_its_recursion(frames):
+    model = tiny_model()
+    optimizer = make_optimizer(Optimizer(), params_of(model), 10)
+    step = make_train_step(model, optimizer, LossWeights(), 0.99)
+    graph, labels = jax.tree.map(jnp.asarray, packing_for(frames)(frames[:3]))
+    state = init_state(model, optimizer)
+    mean = np.asarray(state.ema["embedding"][...])
+    for t in range(4):
+        state, _ = step(state, graph, labels, jnp.ones((), jnp.float32))
+        decay = min(0.99, (1 + t) / (10 + t))
+        mean = decay * mean + (1 - decay) * np.asarray(state.params["embedding"][...])
+    np.testing.assert_allclose(np.asarray(state.ema["embedding"][...]), mean, rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(frames):
+    model = tiny_model()
+    optimizer = make_optimizer(Optimizer(), params_of(model), 10)
+    step = make_train_step(model, optimizer, LossWeights(), 0.99)
+    graph, labels = jax.tree.map(jnp.asarray, packing_for(frames)(frames[:3]))
+    bad = labels._replace(forces=labels.forces.at[0, 0].set(jnp.nan))
+    state = init_state(model, optimizer)
+    before = [np.asarray(x).copy() for x in jax.tree.leaves((state.params, state.optimizer))]
+    state, report = step(state, graph, bad, jnp.ones((), jnp.float32))
+    after = jax.tree.leaves((state.params, state.optimizer))
+    assert not np.isfinite(float(report.loss))
+    assert int(state.step) == 1
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, after, strict=True))

@@ -1,0 +1,134 @@
+"""Small models and structures for the tests of architectures, with compiled functions shared."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from equizoo.graph import Budget, batch_frames, make_frame, unbatch_nodes
+from equizoo.registry import ARCHITECTURES
+from equizoo.structure import Structure
+from equizoo.zoo._base import energy_forces_stress
+
+CUTOFF = 3.5  # [Å]
+ELEMENTS = (1, 6, 8)
+APERIODIC, SLAB, PERIODIC = (False,) * 3, (True, True, False), (True,) * 3
+TRICLINIC = np.array([[4.1, 0.3, 0.0], [1.1, 4.4, 0.2], [0.4, -0.7, 4.2]])  # [Å]
+
+# One shape for everything, so that each model is compiled once per layout and precision.
+ROWS = Budget(nodes=12, graphs=4, edges=288, slots=24, out_slots=24, blocks=4, block_size=8)
+WIDE_ROWS = Budget(nodes=17, graphs=6, edges=476, slots=28, out_slots=29, blocks=5, block_size=8)
+FLAT = dataclasses.replace(ROWS, edges=150, slots=None, out_slots=None)
+
+# Whatever of these fields a config has is made small.
+SMALL = {
+    "channels": 4,
+    "hidden_l_max": 1,
+    "l_max": 2,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_bessel": 4,
+    "num_basis": 4,
+    "radial_widths": (8,),
+    "readout_channels": 4,
+}
+
+
+def small_config(name, **fields):
+    """The defaults of an architecture, made small wherever its config has a field for it."""
+    cls = ARCHITECTURES[name]
+    known = {field.name for field in dataclasses.fields(cls)}
+    reduced = {key: value for key, value in SMALL.items() if key in known}
+    required = {"atomic_numbers": ELEMENTS, "cutoff": CUTOFF, "avg_num_neighbors": 6.0}
+    return cls(**(required | reduced | fields))
+
+
+def molecule(seed=0, nodes=6, spread=1.3):
+    """A random cluster with atoms at least 0.7 Å apart: chiral, within the cutoff in part."""
+    rng = np.random.default_rng(seed)
+    positions = np.zeros((0, 3))
+    while len(positions) < nodes:
+        new = spread * rng.normal(size=3)
+        if all(np.linalg.norm(new - old) > 0.7 for old in positions):
+            positions = np.concatenate([positions, new[None]])
+    numbers = np.array([ELEMENTS[i % 3] for i in range(nodes)])
+    return Structure(numbers, positions, np.zeros((3, 3)))
+
+
+def crystal(pbc=PERIODIC, seed=0, nodes=5, cell=TRICLINIC):
+    return dataclasses.replace(molecule(seed, nodes), cell=cell, pbc=pbc)
+
+
+STRUCTURES = {
+    "molecule": molecule(),
+    "triclinic": crystal(),
+    "slab": crystal(SLAB),
+    "self_images": crystal(nodes=1, cell=0.72 * TRICLINIC),
+}
+
+
+class SmallModel:
+    """A model with fixed weights: predictions by compiled functions, one per shape and dtype."""
+
+    def __init__(self, config, seed=0):
+        self.config = config
+        self.graphdef, self.state = nnx.split(config.build(rngs=nnx.Rngs(seed)))
+        self.compiled = jax.jit(self.function)
+        self.traces = 0
+
+    def function(self, state, graph):
+        self.traces += 1
+        return energy_forces_stress(nnx.merge(self.graphdef, state), graph)
+
+    def frames(self, structures):
+        return [make_frame(s, self.config.cutoff, self.config.atomic_numbers) for s in structures]
+
+    def batch(self, structures, budget=ROWS, dtype=np.float64):
+        return batch_frames(self.frames(structures), budget, dtype)
+
+    def predict(self, structures, budget=ROWS, dtype=np.float64):
+        """(energy, forces, stress) of every structure, computed in one batch."""
+        prediction = self.compiled(self.state, self.batch(structures, budget, dtype))
+        forces = unbatch_nodes(np.asarray(prediction.forces), self.frames(structures))
+        together = zip(prediction.energy, forces, prediction.stress, strict=False)
+        return [(np.asarray(e), f, np.asarray(s)) for e, f, s in together]
+
+    def one(self, structure, **options):
+        return self.predict([structure], **options)[0]
+
+    def energy(self, structure, **options):
+        return float(self.one(structure, **options)[0])
+
+
+@functools.cache
+def small_model(name):
+    return SmallModel(small_config(name))
+
+
+def derivative(function, step):
+    """Central difference of fourth order at zero; its error is of order ``step**4``."""
+    near, far = (function(k * step) - function(-k * step) for k in (1, 2))
+    return (8 * near - far) / (12 * step)
+
+
+def turned(structure, matrix):
+    """The structure rotated or reflected."""
+    return dataclasses.replace(
+        structure, positions=structure.positions @ matrix.T, cell=structure.cell @ matrix.T
+    )
+
+
+def assert_close(found, expected, tolerance):
+    """Energies, forces and stresses equal relative to the largest number of each."""
+    for a, b in zip(found, expected, strict=True):
+        scale = max(np.abs(np.asarray(b)).max(), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+def parameter_direction(state, seed=0):
+    leaves, tree = jax.tree.flatten(state)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [jnp.asarray(rng.normal(size=leaf.shape)) for leaf in leaves])
