@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +36,8 @@ _METRICS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``equizoo`` command; exits with 2 and one clear message on bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # XLA warns of its own tuning flags whenever it loads a cached program; what fails still raises.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -89,15 +91,15 @@ def models(
     table = Table(
         "name", "architecture", "elements", "parameters", "level of theory", "licence", "source"
     )
-    for row in rows:
+    for entry in entries:
         table.add_row(
-            row["name"],
-            row["architecture"],
-            " ".join(row["elements"]),
-            f"{row['parameters']:,}",
-            row["level_of_theory"],
-            row["license_weights"],
-            row["source"],
+            entry.name,
+            entry.architecture,
+            " ".join(entry.elements),
+            f"{entry.parameters:,}",
+            entry.level_of_theory,
+            entry.license_weights,
+            entry.source,
         )
     Console().print(table)
 
@@ -108,9 +110,9 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
     Args:
         name: a model of the zoo, or a model folder.
     """
-    import equizoo
+    from equizoo.eval import potential
 
-    facts = equizoo.describe(name)
+    facts = potential.describe(name)
     entry = next((entry for entry in list_models() if entry.name == name), None)
     if entry is not None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
@@ -192,8 +194,8 @@ def finetune(
         seed: of the split and of the shuffling.
         resume: continue the run in the folder.
     """
-    import equizoo
     from equizoo.data.datasets import load_dataset
+    from equizoo.eval.potential import load
     from equizoo.train.finetune import finetune as run
     from equizoo.train.finetune import finetune_training
     from equizoo.train.recipe import DataConfig
@@ -203,7 +205,7 @@ def finetune(
     if valid is None and num_valid is None:
         num_valid = max(1, len(load_dataset(data, keys)) // 10)
     result = run(
-        equizoo.load(name),
+        load(name),
         DataConfig(
             train=data,
             valid=valid,
@@ -252,17 +254,17 @@ def evaluate(
         forces_key: label of the forces in the file [eV/Å] (default: forces).
         stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
     """
-    import equizoo
     from equizoo.data.datasets import load_dataset
     from equizoo.eval.evaluate import evaluate as run
+    from equizoo.eval.potential import load
 
     _use_compile_cache()
     dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
-    evaluation = run(equizoo.load(name), dataset, dtype=dtype, progress=json != Path("-"))
+    evaluation = run(load(name), dataset, dtype=dtype, progress=json != Path("-"))
     if plot is not None:
         from equizoo.eval.plots import parity_plot
 
-        parity_plot({dataset.name: evaluation}, plot)
+        parity_plot(evaluation, plot)
     result = evaluation.to_dict()
     if not _emit(result | result.pop("metrics"), json):
         _print_errors(f"{name}, {dtype}", {"": {dataset.name or data: evaluation.metrics}})
@@ -282,15 +284,15 @@ def predict(
         structures: a file of structures (extxyz, cif, POSCAR, ...); labels in it are ignored.
         out: extxyz file to write [eV, eV/Å, eV/Å^3]; must not exist.
     """
-    import equizoo
     from equizoo.data.readers import LabelKeys, read_structures, write_structures
+    from equizoo.eval.potential import load
 
     _use_compile_cache()
     keys = LabelKeys(energy=None, forces=None, stress=None)
     dataset = read_structures(structures, keys, require=())
     if out.exists():
         raise ValueError(f"The output {out} exists; choose another name.")
-    results = equizoo.load(name).predict(dataset.structures, dtype=dtype)
+    results = load(name).predict(dataset.structures, dtype=dtype)
     labelled = [
         dataclasses.replace(s, energy=r.energy, forces=r.forces, stress=r.stress)
         for s, r in zip(dataset.structures, results, strict=True)
@@ -364,15 +366,17 @@ def _reference_energies(choice: str):
         FromModel,
         IsolatedAtoms,
         LeastSquares,
+        ReferenceEnergies,
         RefitFromModel,
     )
 
-    return {
+    choices: Mapping[str, Callable[[], ReferenceEnergies]] = {
         "refit": RefitFromModel,
         "isolated_atoms": IsolatedAtoms,
         "least_squares": LeastSquares,
         "from_model": FromModel,
-    }[choice]()
+    }
+    return choices[choice]()
 
 
 def _use_compile_cache() -> None:

@@ -194,7 +194,7 @@ def _decode_dataclass(value: Any, cls: Any, path: str, problems: list[str]) -> A
             problems.append(f"{path}: {error}" if path else str(error))
 
 
-def _named_class(name: Any, cls: type, path: str, problems: list[str]) -> type | None:
+def _named_class(name: Any, cls: Any, path: str, problems: list[str]) -> type | None:
     registry = cls.registry
     path = _join(path, registry.key)
     if not isinstance(name, str):
@@ -206,6 +206,7 @@ def _named_class(name: Any, cls: type, path: str, problems: list[str]) -> type |
         problems.append(f"{path}: expected {registry.name_of(cls)!r}, got {name!r}")
     else:
         return registry[name]
+    return None
 
 
 def _upgrade(fields: dict, cls: Any, path: str, problems: list[str]) -> dict | None:

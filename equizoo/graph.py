@@ -168,7 +168,9 @@ def from_species_blocks(
     return _sum_of(flat, graph.block_slot[:, None], graph.species_blocks.reshape(-1, 1))
 
 
-def _expand(mask: Bool[Array, " n"], ndim: int) -> Bool[Array, "n ..."]:
+def _expand(
+    mask: Bool[Array, " n"] | Bool[np.ndarray, " n"], ndim: int
+) -> Bool[Array, "n ..."] | Bool[np.ndarray, "n ..."]:
     return mask.reshape(mask.shape + (1,) * (ndim - 1))
 
 
@@ -274,21 +276,26 @@ class Budget:
         out_slots = round_up(max(1, max(frame.max_out for frame in frames)), step)
         mean_degree = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
         densest = max(frame.num_edges / frame.num_nodes for frame in frames)
-        edges = round_up(max(math.ceil(nodes * densest), 1), step)
-        if slots <= cls.MAX_ROW_WASTE * max(mean_degree, 1.0):
-            edges = nodes * slots
-        else:
-            slots = out_slots = None
+        rows = slots <= cls.MAX_ROW_WASTE * max(mean_degree, 1.0)
+        edges = nodes * slots if rows else round_up(max(math.ceil(nodes * densest), 1), step)
         num_species = len({int(z) for frame in frames for z in np.unique(frame.species)})
         block_size = _block_size(num_species, nodes)
         blocks = nodes // block_size + num_species
-        return cls(nodes, graphs, edges, slots, out_slots, blocks, block_size)
+        return cls(
+            nodes=nodes,
+            graphs=graphs,
+            edges=edges,
+            slots=slots if rows else None,
+            out_slots=out_slots if rows else None,
+            blocks=blocks,
+            block_size=block_size,
+        )
 
     def fits(self, frames: Sequence[Frame]) -> bool:
         """Whether ``frames`` can be one batch of this shape."""
         if sum(f.num_nodes for f in frames) > self.nodes - 1 or len(frames) > self.graphs - 1:
             return False
-        if self.slots is None:
+        if self.slots is None or self.out_slots is None:
             if sum(f.num_edges for f in frames) > self.edges:
                 return False
         elif any(f.max_in > self.slots or f.max_out > self.out_slots for f in frames):
@@ -361,7 +368,7 @@ def batch_frames(
         first_edge += frame.num_edges
 
     outgoing = None
-    if budget.slots is not None:
+    if budget.out_slots is not None:
         outgoing = np.full((nodes, budget.out_slots), edges, np.int32)
         real = np.flatnonzero(edge_mask)
         real = real[np.argsort(senders[real], kind="stable")]

@@ -181,12 +181,11 @@ def download_folder(repo: str, revision: str | None = None) -> Path:
     try:
         # One resolution for all files: a push in between must not mix two commits.
         commit = hf.HfApi().resolve_revision(repo, revision=revision)
-        options = {"revision": commit, "library_name": "equizoo"}
         for name in REQUIRED:
-            file = hf.hf_hub_download(repo, name, **options)
+            file = hf.hf_hub_download(repo, name, revision=commit, library_name="equizoo")
         # the one optional file; not in an offline cache either
         with contextlib.suppress(errors.EntryNotFoundError):
-            hf.hf_hub_download(repo, CARD, **options)
+            hf.hf_hub_download(repo, CARD, revision=commit, library_name="equizoo")
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{what}: the repository has no revision {revision!r}.") from error
     except errors.RepositoryNotFoundError as error:  # gated repositories included

@@ -47,6 +47,7 @@ class FolderRegistry(Mapping[str, type]):
 
     def __iter__(self) -> Iterator[str]:
         spec = importlib.util.find_spec(self.package)
+        assert spec is not None  # a package of equizoo
         modules = pkgutil.iter_modules(spec.submodule_search_locations)
         return iter(sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_")))
 
@@ -54,7 +55,7 @@ class FolderRegistry(Mapping[str, type]):
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in iter(self)
+        return name in list(iter(self))
 
     def __getitem__(self, name: str) -> type:
         if name not in self:
@@ -191,7 +192,7 @@ class CardRegistry(Mapping[str, ModelEntry]):
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in iter(self)
+        return name in list(iter(self))
 
     def __getitem__(self, name: str) -> ModelEntry:
         if name not in self:

@@ -93,11 +93,12 @@ class Structure:
     @classmethod
     def from_atoms(cls, atoms: Atoms, name: str = "") -> "Structure":
         """A structure without labels: results of an attached calculator are not labels."""
+        a, b, c = (bool(p) for p in atoms.pbc)
         return cls(
             atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
             positions=np.array(atoms.positions, dtype=np.float64),
             cell=np.array(atoms.cell.array, dtype=np.float64),
-            pbc=tuple(bool(p) for p in atoms.pbc),
+            pbc=(a, b, c),
             name=name,
         )
 

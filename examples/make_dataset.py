@@ -18,7 +18,6 @@ another small molecule. The package itself never imports PySCF.
 """
 
 import dataclasses
-import itertools
 import json
 import lzma
 import multiprocessing
@@ -273,13 +272,14 @@ def make_frame(minimum: Minimum, seed: int, split: str, index: int) -> dict[str,
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     temperature = temperature_of(split, index, rng)
     start = time.perf_counter()
-    for refused in itertools.count():
+    refused = 0
+    while True:
         positions = draw(minimum, temperature, rng)
-        if largest_stretch(positions, minimum.positions) > MAX_STRETCH:
-            continue
-        energy, forces = energy_and_forces(moved(positions))
-        if energy - minimum.energy <= MAX_ENERGY:
-            break
+        if largest_stretch(positions, minimum.positions) <= MAX_STRETCH:
+            energy, forces = energy_and_forces(moved(positions))
+            if energy - minimum.energy <= MAX_ENERGY:
+                break
+        refused += 1
     return {
         "split": split,
         "index": index,
@@ -294,7 +294,7 @@ def make_frame(minimum: Minimum, seed: int, split: str, index: int) -> dict[str,
 
 def check_forces(pool: Executor, frame: dict[str, Any]) -> float:
     """Largest difference [eV/Å] of a frame's forces from five-point differences of its energy."""
-    steps = CHECK_STEP * np.array([-2.0, -1.0, 1.0, 2.0])
+    steps = [CHECK_STEP * step for step in (-2.0, -1.0, 1.0, 2.0)]
     energies = pool.map(total_energy, displacements(np.array(frame["positions"]), steps))
     stencil = np.array([1.0, -8.0, 8.0, -1.0]) / (12 * CHECK_STEP)
     derivative = np.array(list(energies)).reshape(-1, 4) @ stencil
@@ -403,8 +403,8 @@ def statistics_row(name: str, frames: Sequence[dict[str, Any]], minimum: float) 
     """A row of the README's table: frames, energies above the minimum [eV], forces [eV/Å]."""
     energy = np.array([f["energy"] for f in frames]) - minimum
     forces = np.array([f["forces"] for f in frames])
-    numbers = (energy.mean(), energy.std(), energy.min(), energy.max())
-    numbers += (np.sqrt((forces**2).mean()), np.abs(forces).max())
+    numbers = [energy.mean(), energy.std(), energy.min(), energy.max()]
+    numbers += [np.sqrt((forces**2).mean()), np.abs(forces).max()]
     return f"| {name} | {len(frames)} | " + " | ".join(f"{x:.3f}" for x in numbers) + " |"
 
 

@@ -41,7 +41,7 @@ def release(run: tyro.conf.Positional[Path], provenance: tyro.conf.Positional[Pa
     shutil.copytree(run / "model", folder)
     images = ROOT / "model_cards" / name
     images.mkdir(exist_ok=True)
-    parity_plot({e.dataset: e for e in evaluations}, images / "parity.png")
+    parity_plot(evaluations, images / "parity.png")
     shutil.copy(run / "learning_curve.png", images / "learning_curve.png")
     shutil.copy(run / "metrics.jsonl", images / "metrics.jsonl")
     card = make_card(

@@ -104,7 +104,11 @@ def test_the_wheel_holds_the_package_its_data_and_the_cards(wheel):
         str(file.relative_to(ROOT))
         for file in (ROOT / "equizoo").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
-    } | {f"equizoo/{file.relative_to(ROOT)}" for file in (ROOT / "model_cards").glob("*.md")}
+    } | {
+        f"equizoo/{file.relative_to(ROOT)}"
+        for file in (ROOT / "model_cards").rglob("*")
+        if file.is_file()
+    }
     assert {name for name in wheel if ".dist-info/" not in name} == expected
 
 

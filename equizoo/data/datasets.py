@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -25,6 +25,8 @@ from equizoo.data.readers import (
 )
 from equizoo.registry import BUNDLED, UnknownName, cache_folder
 from equizoo.structure import EnergyReference, require_same_reference
+
+Where = Literal["bundled", "local", "cached", "download", "missing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class DatasetRow(NamedTuple):
     """One line of :func:`list_datasets`."""
 
     name: str
-    where: Literal["bundled", "local", "cached", "download", "missing"]
+    where: Where
     level_of_theory: str
     energy_reference: EnergyReference
     licence: str
@@ -166,7 +168,7 @@ def content_sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _folders(source: DataSource) -> dict[str, list[Path]]:
+def _folders(source: DataSource) -> dict[Where, list[Path]]:
     if source.bundled:
         return {"bundled": [BUNDLED]}
     named = [
@@ -175,7 +177,7 @@ def _folders(source: DataSource) -> dict[str, list[Path]]:
     return {"local": named, "cached": [cache_folder() / "data"]}
 
 
-def _candidates(source: DataSource):
+def _candidates(source: DataSource) -> Iterator[tuple[Where, Path]]:
     for kind, folders in _folders(source).items():
         for folder in folders:
             for suffix in OPENERS:
@@ -188,13 +190,14 @@ def _present(source: DataSource) -> Path | None:
     return next((path for _, path in _candidates(source)), None)
 
 
-def _where(source: DataSource) -> str:
-    absent = "download" if source.url else "missing"
+def _where(source: DataSource) -> Where:
+    absent: Where = "download" if source.url else "missing"
     return next((kind for kind, _ in _candidates(source)), absent)
 
 
 def _download(source: DataSource, target: Path) -> Path:
     """``target``, holding the verified content of ``source.url``; no trace of it after an error."""
+    assert source.url is not None and source.num_bytes is not None  # stated together
     if not source.url.startswith("https://"):
         raise ValueError(f"{source.name}: {source.url} is not an https address.")
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")

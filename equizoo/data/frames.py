@@ -8,14 +8,19 @@ import itertools
 import lzma
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ase import Atoms
 
-OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+OPENERS: Mapping[str, Callable[..., Any]] = {
+    "": open,
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+}
 # File name -> ASE format. Each is text, JSON, SQLite or plain arrays; none unpickles or runs code.
 FORMATS = {
     "*.extxyz": "extxyz",
@@ -80,7 +85,8 @@ def _select(items: list, index: str | int | slice) -> list[tuple[int, Any]]:
     from ase.io.formats import string2index
 
     pairs = list(enumerate(items))
-    chosen = string2index(index) if isinstance(index, str) else index
+    # ASE annotates the result with the argument's type too.
+    chosen = cast(int | slice, string2index(index)) if isinstance(index, str) else index
     if isinstance(chosen, slice):
         return pairs[chosen]
     if not -len(pairs) <= chosen < len(pairs):
@@ -101,8 +107,15 @@ def _read_with_ase(path: Path, ase_format: str) -> list[Atoms]:
         else:
             from ase.io import iread
 
-            options = {"format": ase_format, "do_not_split_by_at_sign": True, "parallel": False}
-            images.extend(iread(str(path), ":", **options))
+            images.extend(
+                iread(
+                    str(path),
+                    ":",
+                    format=ase_format,
+                    parallel=False,
+                    do_not_split_by_at_sign=True,
+                )
+            )
     except Exception as error:  # ASE's parsers raise nearly anything on a damaged file
         raise ValueError(
             f"{path}: damaged, truncated or not {ase_format}; reading stopped after "

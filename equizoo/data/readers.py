@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -53,7 +53,8 @@ class LabelKeys:
         return tuple(key for key in dataclasses.astuple(self) if key is not None)
 
 
-class LeftOut(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
     """How many frames were left out for one reason, and the first few of them."""
 
     count: int
@@ -74,8 +75,8 @@ class ReadReport:
     def __str__(self) -> str:
         lines = [f"{self.frames} frames, {self.kept} kept, {self.isolated_atoms} isolated atoms"]
         lines += [f"  {label}: {count} of {self.kept}" for label, count in self.labels.items()]
-        for reason, (count, examples) in self.left_out.items():
-            lines.append(f"  left out {count}: {reason} ({', '.join(examples)})")
+        for reason, left in self.left_out.items():
+            lines.append(f"  left out {left.count}: {reason} ({', '.join(left.examples)})")
         lines += [f"  not read: {key} ({count} frames)" for key, count in self.unread.items()]
         return "\n".join(lines)
 
@@ -263,9 +264,12 @@ def _is_isolated(structure: Structure) -> bool:
 
 def _structure(frame: Frame, keys: LabelKeys) -> Structure:
     structure = Structure.from_atoms(frame.atoms, frame.name)
-    labels = {label: _label(frame, getattr(keys, label), label) for label in LABELS}
+    labels: dict[str, Any] = {label: _label(frame, getattr(keys, label), label) for label in LABELS}
     virial = _label(frame, keys.virial, "virial")
-    shapes = {"energy": [(), (1,)], "forces": [(structure.num_nodes, 3)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "energy": [(), (1,)],
+        "forces": [(structure.num_nodes, 3)],
+    }
     for label, allowed in shapes.items():
         if labels[label] is not None and labels[label].shape not in allowed:
             raise ValueError(
@@ -332,7 +336,11 @@ def _extras(frame: Frame, keys: LabelKeys) -> Mapping[str, Any]:
 def _label_like_keys(frame: Frame) -> list[str]:
     nodes = len(frame.atoms)
     sources = (frame.comment, _results(frame), frame.atoms.info, frame.atoms.arrays)
-    shapes = {"energy": [()], "forces": [(nodes, 3)], "stress": [(6,), (9,), (3, 3)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "energy": [()],
+        "forces": [(nodes, 3)],
+        "stress": [(6,), (9,), (3, 3)],
+    }
     return [
         key
         for key, value in {k: v for source in sources for k, v in source.items()}.items()
@@ -362,5 +370,5 @@ def _check_labels(
                 f"without {label}, leave it out of require."
             )
         if similar and getattr(keys, label) is not None:
-            similar = ", ".join(similar)
-            warnings.warn(f"{absent}; {similar} is there and not read.{hint}", stacklevel=3)
+            names = ", ".join(similar)
+            warnings.warn(f"{absent}; {names} is there and not read.{hint}", stacklevel=3)

@@ -82,7 +82,8 @@ def make_card(
             f"{type(potential.model).__name__} for {', '.join(front['elements'])}, "
             f"{front['parameters']:,} parameters, cutoff {front['cutoff']} Å, trained on "
             f"{', '.join(row['name'] for row in front['training_data'])} "
-            f"({front['level_of_theory']}) in {front['training_hours']} h on {front['training_hardware']}.",
+            f"({front['level_of_theory']}) in {front['training_hours']} h on "
+            f"{front['training_hardware']}.",
             "",
             "## Errors",
             "",

@@ -22,8 +22,8 @@ class Evaluation:
     metrics: Mapping[str, Any]
     left_out: Mapping[str, int]  # frames the reader left out, by reason
     energy_per_atom: Float[np.ndarray, "energies 2"]  # [eV] reference, predicted
-    forces: Float[np.ndarray, "components 2"]  # [eV/Å] reference, predicted
-    stress: Float[np.ndarray, "components 2"]  # [eV/Å^3] reference, predicted
+    forces: Float[np.ndarray, "force_components 2"]  # [eV/Å] reference, predicted
+    stress: Float[np.ndarray, "stress_components 2"]  # [eV/Å^3] reference, predicted
 
     def to_dict(self) -> dict[str, Any]:
         """What belongs on a card: names, precision, errors and counts, JSON-able."""

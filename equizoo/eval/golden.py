@@ -130,10 +130,15 @@ def _stored_structures(golden: Mapping[str, np.ndarray], where: str) -> dict[str
                 atomic_numbers=golden[f"{name}.atomic_numbers"],
                 positions=golden[f"{name}.positions"],
                 cell=golden[f"{name}.cell"],
-                pbc=tuple(bool(p) for p in golden[f"{name}.pbc"]),
+                pbc=_three_flags(golden[f"{name}.pbc"]),
                 name=f"golden {name}",
             )
             for name in sorted(names)
         }
     except KeyError as error:
         raise ValueError(f"{where} lacks {error}; fetch the model again.") from error
+
+
+def _three_flags(pbc: Shaped[np.ndarray, "3"]) -> tuple[bool, bool, bool]:
+    a, b, c = pbc.tolist()
+    return a, b, c

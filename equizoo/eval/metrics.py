@@ -51,7 +51,7 @@ class Metrics:
         self.num_structures += 1
         self.num_atoms += structure.num_nodes
         if structure.energy is not None:
-            error = np.array(result.energy - structure.energy)
+            error = np.array([result.energy - structure.energy])
             self._energy.add(error)
             self._energy_per_atom.add(error / structure.num_nodes)
         if structure.forces is not None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from equizoo.eval.evaluate import Evaluation
 
 # Okabe and Ito's palette, told apart with any kind of colour vision, https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#888888"
 _MANY = 2000  # points from which density says more than dots
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -32,41 +33,31 @@ def parity_plot(evaluations: Evaluation | Sequence[Evaluation], path: str | Path
     """The file written: a row per evaluation, predicted against reference values with errors.
 
     Energies per atom, force components, and stress components where there are any. Raises
-    ``ValueError`` when there is no evaluation.
+    ``ValueError`` when no evaluation has any of them.
     """
     if isinstance(evaluations, Evaluation):
         evaluations = [evaluations]
-    if not evaluations:
-        raise ValueError("A parity plot needs at least one evaluation; got none.")
     columns = [
         column
         for column in _PARITY
         if any(len(getattr(evaluation, column[0])) for evaluation in evaluations)
     ]
+    if not columns:
+        raise ValueError(
+            f"A parity plot needs at least one evaluation with labels; got {len(evaluations)} "
+            "without."
+        )
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _grid(len(evaluations), len(columns), width=3.6, height=3.5)
-        for evaluation, row in zip(evaluations, axes, strict=True):
-            for (kind, title, unit, errors), ax in zip(columns, row, strict=True):
-                points = getattr(evaluation, kind)
-                if not len(points):
-                    ax.set_axis_off()
-                    continue
-                _parity_panel(figure, ax, points, unit)
-                lines = [
-                    f"{name} {evaluation.metrics[key.format(name.lower())]:.3g} {text}"
-                    for name in ("MAE", "RMSE")
-                    for key, text in [errors]
-                ]
-                _note(ax, "\n".join(lines))
-                ax.set_title(title)
-        titles = [f"{e.model} on {e.dataset} ({e.dtype})" for e in evaluations]
-        if len(titles) == 1:
-            figure.suptitle(titles[0], fontsize=11, fontweight="bold")
-        else:
-            for title, row in zip(titles, axes, strict=True):
-                row[0].set_title(title, loc="left", fontweight="bold", fontsize=9, pad=20)
+        figure = _figure(3.6 * len(columns), 3.6 * len(evaluations))
+        rows = figure.subfigures(len(evaluations), 1, squeeze=False)[:, 0]
+        for evaluation, row in zip(evaluations, rows, strict=True):
+            title = f"{evaluation.model} on {evaluation.dataset} ({evaluation.dtype})"
+            row.suptitle(title, fontsize=10, fontweight="bold")
+            axes = row.subplots(1, len(columns), squeeze=False)[0]
+            for column, ax in zip(columns, axes, strict=True):
+                _parity_panel(row, ax, evaluation, *column)
         return _save(figure, path)
 
 
@@ -88,7 +79,9 @@ def learning_curve(records: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
 
     with matplotlib.rc_context(_STYLE):
         columns = min(2, len(panels))
-        figure, axes = _grid(math.ceil(len(panels) / columns), columns, width=4.2, height=2.7)
+        rows = math.ceil(len(panels) / columns)
+        figure = _figure(4.2 * columns, 2.7 * rows)
+        axes = figure.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for (title, unit, curves), ax in zip(panels, axes.flat, strict=False):
@@ -133,7 +126,21 @@ _CURVES = (
 )
 
 
-def _parity_panel(figure: Any, ax: Any, points: np.ndarray, unit: str) -> None:
+def _parity_panel(
+    figure: Any, ax: Any, evaluation: Evaluation, kind: str, title: str, unit: str, error: tuple
+) -> None:
+    points = getattr(evaluation, kind)
+    if not len(points):
+        ax.set_axis_off()
+        return
+    key, error_unit = error
+    errors = ((name, evaluation.metrics[key.format(name.lower())]) for name in ("MAE", "RMSE"))
+    ax.set_title(title)
+    _draw_parity(figure, ax, points, unit)
+    _note(ax, "\n".join(f"{name} {_digits(value)} {error_unit}" for name, value in errors))
+
+
+def _draw_parity(figure: Any, ax: Any, points: Float[np.ndarray, "points 2"], unit: str) -> None:
     reference, predicted = points.T
     low, high = points.min(), points.max()
     # Total energies of thousands of eV vary by less than one: ticks are readable around zero.
@@ -175,7 +182,7 @@ def _curve_panel(ax: Any, title: str, unit: str, curves: Mapping[str, tuple[list
         if label == "validation":
             best = int(np.argmin(values))
             ax.plot(epochs[best], values[best], "o", color=colors[label], markersize=4)
-            _note(ax, f"best {values[best]:.3g} {unit}, epoch {epochs[best]:g}", right=True)
+            _note(ax, f"best {_digits(values[best])} {unit}, epoch {epochs[best]:g}", right=True)
     ax.set_yscale("log")
     ax.set_title(title, loc="left")
     ax.set_xlabel("epoch")
@@ -187,11 +194,16 @@ def _curve_panel(ax: Any, title: str, unit: str, curves: Mapping[str, tuple[list
 def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Epochs and values of the rows that have a positive finite value: what a log axis can show."""
     pairs = [
-        (row["epoch"], row[key])
+        (float(row["epoch"]), float(row[key]))
         for row in records
         if row.get(key) is not None and math.isfinite(row[key]) and row[key] > 0
     ]
     return [epoch for epoch, _ in pairs], [value for _, value in pairs]
+
+
+def _digits(value: float) -> str:
+    """Three digits, without an exponent for large numbers."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _note(ax: Any, text: str, right: bool = False) -> None:
@@ -200,12 +212,11 @@ def _note(ax: Any, text: str, right: bool = False) -> None:
     ax.text(x, 0.96, text, transform=ax.transAxes, ha=side, va="top", fontsize=8, bbox=box)
 
 
-def _grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, np.ndarray]:
+def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     # Not pyplot: no window system, no global list of figures.
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, path: str | Path) -> Path:

@@ -1,10 +1,11 @@
 """A model with its physics around it: energies, forces and stress of structures of any size."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class Potential:
         self._graphdef, self._params = _split(model)
         self._params_in: dict[str, nnx.State] = {}
         self._budgets = {dtype: BudgetSet(len(self._isolated)) for dtype in DTYPES}
-        self._num_programs = 0
+        self._traces: list[int] = []  # nodes of every program compiled
         self._program = jax.jit(self._trace)
 
     def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class Potential:
     @property
     def num_programs(self) -> int:
         """How many programs have been compiled so far, over all shapes and dtypes."""
-        return self._num_programs
+        return len(self._traces)
 
     def describe(self) -> dict[str, Any]:
         """What one needs to know before use, in words and numbers; JSON-able."""
@@ -101,7 +102,39 @@ class Potential:
             "smooth": config.smooth,
         }
 
+    def with_reference_energies(
+        self,
+        reference_energies: Mapping[int, float],  # [eV] by atomic number
+        level_of_theory: str,
+    ) -> "Potential":
+        """The same network at another level of theory; compiled programs are shared."""
+        other = copy.copy(self)
+        other.level_of_theory = level_of_theory
+        other.reference_energies = _checked_energies(reference_energies, self.config)
+        other._isolated = np.array(list(other.reference_energies.values()), np.float64)
+        return other
+
     # ---- predictions
+
+    @overload
+    def predict(
+        self,
+        atoms: Atoms | Structure,
+        *,
+        dtype: str = ...,
+        batch_nodes: int = ...,
+        progress: bool = ...,
+    ) -> Result: ...
+
+    @overload
+    def predict(
+        self,
+        atoms: Iterable[Atoms | Structure],
+        *,
+        dtype: str = ...,
+        batch_nodes: int = ...,
+        progress: bool = ...,
+    ) -> list[Result]: ...
 
     def predict(
         self,
@@ -165,8 +198,8 @@ class Potential:
             results.update(zip(members, cut, strict=True))
         return [results[index] for index in range(len(frames))]
 
-    def frame(self, structure: Atoms | Structure, name: str = "") -> Frame:
-        """The structure with its neighbour list; ``name`` is for error messages."""
+    def frame(self, structure: Any, name: str = "") -> Frame:
+        """The structure (or ``ase.Atoms``) with its neighbours; ``name`` is for error messages."""
         if isinstance(structure, Atoms):
             structure = Structure.from_atoms(structure, name)
         elif not isinstance(structure, Structure):
@@ -203,11 +236,11 @@ class Potential:
             )
         return results
 
-    def _trace(self, params: nnx.State, graph: Any) -> Prediction:
-        self._num_programs += 1  # runs once per compilation: the body is Python, the program is not
+    def _trace(self, params, graph) -> Prediction:
+        self._traces.append(graph.num_nodes)  # Python runs once per compilation, not per call
         return energy_forces_stress(nnx.merge(self._graphdef, params), graph)
 
-    def _params_as(self, dtype: str) -> nnx.State:
+    def _params_as(self, dtype: str):
         if dtype not in self._params_in:
             self._params_in[dtype] = jax.tree.map(lambda x: jnp.asarray(x, dtype), self._params)
         return self._params_in[dtype]
@@ -304,14 +337,16 @@ def _rebuild(
     return nnx.merge(graphdef, nnx.from_flat_state(values))
 
 
-def _split(model: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    if other := [_key(path) for path, _ in nnx.to_flat_state(rest)]:
+def _split(model: Architecture):
+    params = nnx.state(model, nnx.Param)
+    known = {path for path, _ in nnx.to_flat_state(params)}
+    everything = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    if other := [_key(path) for path in everything if path not in known]:
         raise ValueError(
             f"{type(model).__name__} has state beside its parameters: {', '.join(other)}; expected "
             "nnx.Param only. Recompute constants from the config where they are used."
         )
-    return graphdef, params
+    return nnx.graphdef(model), params
 
 
 def _key(path: tuple[Any, ...]) -> str:
@@ -353,9 +388,10 @@ def _progress_bar(shown: bool, structures: Iterable[Any]) -> Iterator[Callable[[
     if not shown:
         yield lambda count: None
         return
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         total = len(structures) if isinstance(structures, Sized) else None
         task = bar.add_task("predict", total=total)
         yield lambda count: bar.advance(task, count)

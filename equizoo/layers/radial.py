@@ -71,8 +71,8 @@ class RadialMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "edges features"]) -> Float[Array, "edges weights"]:
         silu = normalized_silu(self.activation)
-        for index, kernel in enumerate(self.kernels):
-            kernel = kernel[...].astype(x.dtype)
+        for index, param in enumerate(self.kernels):
+            kernel = param[...].astype(x.dtype)
             x = x @ (kernel / float(np.sqrt(kernel.shape[0])))
             if index < len(self.kernels) - 1:
                 x = silu(x)

@@ -75,7 +75,8 @@ def _couplings(irreps_in: e3nn.Irreps, ir_out: e3nn.Irrep, order: int):
                     "ijm,ia->maj", wigner_3j(lower.l, ir.l, ir_out.l), polynomial
                 )  # [m, lower monomial, component of the new factor]
                 coefficients = np.zeros((ir_out.dim, len(monomials(dim, order))))
-                np.add.at(coefficients, (slice(None), raise_order[:, place]), pairs)
+                # numpy's stub knows no tuple of indices
+                np.add.at(coefficients, (slice(None), raise_order[:, place]), pairs)  # type: ignore[arg-type]
                 yield coefficients
 
 

@@ -79,12 +79,8 @@ def finetune(
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     open_run_folder(folder, facts, resume)
     e0 = new_reference_energies(base, data.reference_energies, prepared.train)
-    rebased = Potential(
-        base.model,
-        reference_energies=base.reference_energies | e0,
-        energy_reference=base.energy_reference,
-        level_of_theory=prepared.train.level_of_theory,
-        name=base.name,
+    rebased = base.with_reference_energies(
+        dict(base.reference_energies) | e0, prepared.train.level_of_theory
     )
     new = {"valid": prepared.valid} | {t: load_dataset(t, data.keys) for t in data.test}
     remembered = {name: load_dataset(name) for name in old}
@@ -94,9 +90,9 @@ def finetune(
     if run is None:
         return None
     after = dict(run.metrics)
-    for name, dataset in remembered.items():
-        own = _with_reference_energies(run.potential, base)
-        after[name] = dict(evaluate(own, dataset).metrics)
+    # old data are at the base model's level of theory
+    restored = run.potential.with_reference_energies(base.reference_energies, base.level_of_theory)
+    after |= {name: dict(evaluate(restored, d).metrics) for name, d in remembered.items()}
     return Finetuned(run, before, after)
 
 
@@ -107,19 +103,9 @@ def new_reference_energies(
     residuals = None
     if isinstance(choice, RefitFromModel):
         labelled = [s for s in dataset.structures if s.energy is not None]
+        energies = [s.energy for s in labelled if s.energy is not None]
         predicted = base.predict(labelled) if labelled else []
         residuals = np.array(
-            [s.energy - r.energy for s, r in zip(labelled, predicted, strict=True)], np.float64
+            [e - r.energy for e, r in zip(energies, predicted, strict=True)], np.float64
         )
     return choice.resolve(dataset, base.reference_energies, residuals)
-
-
-def _with_reference_energies(tuned: Potential, base: Potential) -> Potential:
-    """The tuned weights with the base model's reference energies: old data are at its level."""
-    return Potential(
-        tuned.model,
-        reference_energies=base.reference_energies,
-        energy_reference=base.energy_reference,
-        level_of_theory=base.level_of_theory,
-        name=tuned.name,
-    )

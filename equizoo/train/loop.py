@@ -208,7 +208,7 @@ def _objective(sums: ErrorSums, weights: LossWeights) -> float:
         (weights.forces, sums.forces_squares, sums.force_components),
         (weights.stress, sums.stress_squares, sums.stress_components),
     )
-    return sum(w * squares / count for w, squares, count in terms if count)
+    return float(sum(w * squares / count for w, squares, count in terms if count))
 
 
 def _update_plateau(progress: Progress, objective: float, config: TrainConfig) -> None:

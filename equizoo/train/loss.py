@@ -1,6 +1,6 @@
 """The training loss, and the error sums that validation prints."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -27,7 +27,8 @@ def loss(
         (weights.forces, prediction.forces - labels.forces, labels.forces_mask),
         (weights.stress, prediction.stress - labels.stress, labels.stress_mask),
     )
-    return sum(w * _masked_mean(penalty(x), mask) for w, x, mask in terms if w > 0)
+    parts = [w * _masked_mean(penalty(x), mask) for w, x, mask in terms if w > 0]
+    return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
 
 
 class ErrorSums(NamedTuple):

@@ -243,7 +243,7 @@ def run_fit(
         evaluations[name] = evaluate(potential, dataset)
         metrics[name] = dict(evaluations[name].metrics)
     learning_curve(read_rows(folder / "metrics.jsonl"), folder / "learning_curve.png")
-    parity_plot(evaluations, folder / "parity.png")
+    parity_plot(list(evaluations.values()), folder / "parity.png")
     report = {
         "name": recipe.name,
         "metrics": metrics,

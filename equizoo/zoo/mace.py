@@ -92,6 +92,8 @@ def natural_irreps(l_max: int) -> e3nn.Irreps:
 class MACE(Architecture):
     """Two or more layers of (sum over neighbours, symmetric power, readout)."""
 
+    config: MACEConfig
+
     def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs):
         self.config = config
         num_species, channels = len(config.atomic_numbers), config.channels
@@ -219,8 +221,8 @@ class Readout(nnx.Module):
 
     def __call__(self, x: Float[Array, "nodes channels"]) -> Float[Array, " nodes"]:
         silu = normalized_silu(self.activation)
-        for index, kernel in enumerate(self.kernels):
-            kernel = kernel[...].astype(x.dtype)
+        for index, param in enumerate(self.kernels):
+            kernel = param[...].astype(x.dtype)
             x = (silu(x) if index else x) @ (kernel / float(np.sqrt(kernel.shape[0])))
         return x[:, 0]
 

@@ -5,7 +5,6 @@ from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.stress import full_3x3_to_voigt_6_stress
 from models import ENERGIES, cluster, crystal, pair_potential
 
@@ -13,9 +12,13 @@ from models import ENERGIES, cluster, crystal, pair_potential
 def simulate(atoms, steps, temperature):
     """The largest and smallest numbers of edges along a trajectory."""
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
     dynamics = Langevin(
-        atoms, 1.0 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng
+        atoms,
+        1.0 * units.fs,
+        temperature_K=temperature,
+        friction=0.05 / units.fs,
+        fixcm=False,
+        rng=rng,
     )
     potential, edges = atoms.calc.potential, []
     dynamics.attach(lambda: edges.append(potential.frame(atoms).num_edges))

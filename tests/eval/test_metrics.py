@@ -8,7 +8,10 @@ from equizoo.structure import EnergyReference, Structure
 TOTAL = EnergyReference.TOTAL
 
 
-def structure(symbols, cell=np.zeros((3, 3)), **labels):
+NO_CELL = np.zeros((3, 3))
+
+
+def structure(symbols, cell=NO_CELL, **labels):
     numbers = np.array([{"H": 1, "C": 6, "O": 8}[s] for s in symbols])
     positions = np.arange(3.0 * len(numbers)).reshape(-1, 3)
     return Structure(numbers, positions, cell, (bool(cell.any()),) * 3, **labels)

@@ -70,8 +70,10 @@ def test_learning_curve_of_one_epoch(tmp_path):
 
 
 def test_nothing_to_plot_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one evaluation"):
+    with pytest.raises(ValueError, match="at least one evaluation with labels; got 0"):
         parity_plot([], tmp_path / "parity.png")
+    with pytest.raises(ValueError, match="at least one evaluation with labels; got 1"):
+        parity_plot(evaluation(0), tmp_path / "parity.png")
     with pytest.raises(ValueError, match="any of train_loss"):
         learning_curve([{"epoch": 1, "train_loss": float("nan")}], tmp_path / "curve.png")
     assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_energy_is_the_float64_sum_of_node_energies(mace):
     assert result.energy == result.node_energies.sum()
     assert result.energy == pytest.approx(sum(ENERGIES[z] for z in (6, 8, 1, 1, 1, 1)), abs=50)
     # A step of float32 at this energy is 0.25 meV; the sum does not move on that grid.
-    assert np.float32(result.energy) != result.energy
+    assert float(np.float32(result.energy)) != result.energy
 
 
 def test_a_lone_atom_has_its_reference_energy(mace):
@@ -174,7 +174,7 @@ def test_a_structure_larger_than_a_batch():
 
 def test_progress_is_shown_when_asked_for(capsys):
     pair_potential().predict([Atoms("H")] * 3, progress=True)
-    assert "100%" in capsys.readouterr().out
+    assert "100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,8 @@ def test_progress_is_shown_when_asked_for(capsys):
     ],
 )
 def test_errors_say_what_is_wrong(call, message):
-    with pytest.raises(Exception, match=message) as error:
+    with pytest.raises(ValueError, match=message):
         call(pair_potential())
-    if "is a str" not in message:
-        assert error.type is ValueError
 
 
 @pytest.mark.parametrize(
@@ -265,7 +263,7 @@ def test_the_public_face(folder):
 
 
 def test_import_brings_nothing_along():
-    heavy = "jax flax matplotlib grain orbax ase e3nn_jax".split()
+    heavy = ["jax", "flax", "matplotlib", "grain", "orbax", "ase", "e3nn_jax"]
     code = f"import sys, equizoo; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -196,8 +196,13 @@ def test_the_basis_is_the_one_that_stored_weights_rest_on():
     expected = np.zeros(golden["shape"])
     for *place, value in golden["entries"]:
         expected[tuple(place)] = value
-    basis = symmetric_basis(e3nn.Irreps("0e+1o+2e"), e3nn.Irrep("1o"), 3)
+    basis = symmetric_basis(natural(2), NATURAL[1], 3)
     np.testing.assert_allclose(basis, expected, atol=1e-10)
+    for key, projection in golden["projections"].items():
+        l_max, ir, order = key.split(":")
+        basis = symmetric_basis(natural(int(l_max)), e3nn.Irrep(ir), int(order))
+        numbers = np.cos(np.arange(basis.shape[2]) ** 1.5)
+        np.testing.assert_allclose(basis @ numbers, projection, atol=1e-10, err_msg=key)
 
 
 def test_powers_that_cannot_be_bound():

@@ -216,7 +216,7 @@ def test_gradients_at_zero_are_finite(name, irreps, channels_2):
     assert np.isfinite(value) and all(np.isfinite(gradient).all() for gradient in second)
 
 
-@contents(NATURAL[2:])
+@contents(NATURAL[1:2])
 def test_jit_vmap_and_forward_mode(name, irreps):
     product = bound(name, irreps)
     args = arguments(product, 0, channels_2=1)

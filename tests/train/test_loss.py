@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import frames_of, labelled, make_structures, packing_for
 from ase import Atoms
+from conftest import frames_of, labelled, make_structures, packing_for
 
 from equizoo.train.config import LossWeights, TrainConfig
 from equizoo.train.loss import error_sums, loss

@@ -1,5 +1,6 @@
 """Small models and structures for the tests of architectures, with compiled functions shared."""
 
+import collections
 import dataclasses
 import functools
 
@@ -66,22 +67,38 @@ STRUCTURES = {
     "molecule": molecule(),
     "triclinic": crystal(),
     "slab": crystal(SLAB),
-    "self_images": crystal(nodes=1, cell=0.72 * TRICLINIC),
+    "self_images": crystal(nodes=1, cell=0.5 * TRICLINIC),
 }
 
 
+TRACES = collections.Counter()  # of each graph definition and batch shape
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(graphdef, state, graph):
+    TRACES[graphdef, graph.num_edges, graph.positions.dtype] += 1
+    return energy_forces_stress(nnx.merge(graphdef, state), graph)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=1)
+def training_loss(graphdef, state, graph, target):
+    """Squared errors of energy, forces and stress: its gradient is a double backward pass."""
+    found = energy_forces_stress(nnx.merge(graphdef, state), graph)
+    errors = jnp.where(graph.node_mask[:, None], found.forces - target, 0)
+    return jnp.sum(errors**2) + jnp.sum(found.energy**2) + 10 * jnp.sum(found.stress**2)
+
+
 class SmallModel:
-    """A model with fixed weights: predictions by compiled functions, one per shape and dtype."""
+    """A model with fixed weights and its predictions, compiled once per configuration and shape."""
 
     def __init__(self, config, seed=0):
         self.config = config
         self.graphdef, self.state = nnx.split(config.build(rngs=nnx.Rngs(seed)))
-        self.compiled = jax.jit(self.function)
-        self.traces = 0
 
-    def function(self, state, graph):
-        self.traces += 1
-        return energy_forces_stress(nnx.merge(self.graphdef, state), graph)
+    @property
+    def model(self):
+        return nnx.merge(self.graphdef, self.state)
 
     def frames(self, structures):
         return [make_frame(s, self.config.cutoff, self.config.atomic_numbers) for s in structures]
@@ -91,7 +108,7 @@ class SmallModel:
 
     def predict(self, structures, budget=ROWS, dtype=np.float64):
         """(energy, forces, stress) of every structure, computed in one batch."""
-        prediction = self.compiled(self.state, self.batch(structures, budget, dtype))
+        prediction = predict(self.graphdef, self.state, self.batch(structures, budget, dtype))
         forces = unbatch_nodes(np.asarray(prediction.forces), self.frames(structures))
         together = zip(prediction.energy, forces, prediction.stress, strict=False)
         return [(np.asarray(e), f, np.asarray(s)) for e, f, s in together]

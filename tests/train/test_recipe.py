@@ -1,0 +1,206 @@
+"""From a recipe file to a model folder, and from there to a fine-tuned one."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import make_structures
+
+from equizoo.data.readers import write_structures
+from equizoo.data.reference_energies import Given, LeastSquares, RefitFromModel
+from equizoo.eval.potential import load
+from equizoo.structure import EnergyReference
+from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.finetune import finetune, new_reference_energies
+from equizoo.train.recipe import (
+    DataConfig,
+    Recipe,
+    complete_config,
+    load_recipe,
+    prepare_data,
+    recipe_from_dict,
+    recipe_to_dict,
+    train,
+)
+
+MODEL = {
+    "architecture": "mace",
+    "format": 1,
+    "cutoff": 4.0,
+    "channels": 4,
+    "hidden_l_max": 1,
+    "l_max": 1,
+    "correlation": 2,
+    "radial_widths": [8],
+    "num_bessel": 4,
+    "readout_channels": 4,
+}
+TRAINING = TrainConfig(
+    epochs=4,
+    batch_size=3,
+    loss=LossWeights(energy=1.0, forces=1.0),
+    optimizer=Optimizer(learning_rate=0.02, ema_decay=0.9),
+)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "morse.xyz"
+    write_structures(path, make_structures(24))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(data_file):
+    return Recipe(
+        name="tiny",
+        model=MODEL,
+        data=DataConfig(train=str(data_file), num_valid=6, reference_energies=LeastSquares()),
+        training=TRAINING,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return train(recipe, folder)
+
+
+def test_a_recipe_round_trips_through_json(recipe, tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe_to_dict(recipe)))
+    assert load_recipe(path) == recipe
+    fields = recipe_to_dict(recipe)
+    fields["training"]["epoch"] = 3
+    with pytest.raises(ValueError, match=r"training\.epoch: unknown field.*epochs"):
+        recipe_from_dict(fields)
+    with pytest.raises(ValueError, match="There is no recipe"):
+        load_recipe(tmp_path / "absent.json")
+
+
+def test_a_run_leaves_everything_a_reader_needs(trained):
+    folder = trained.folder
+    for name in ("run.json", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png"):
+        assert (folder / name).stat().st_size > 100, name
+    report = json.loads((folder / "report.json").read_text())
+    assert report["metrics"]["valid"]["forces_rmse_meV_per_A"] > 0
+    loaded = load(folder / "model")
+    structure = make_structures(3, seed=5)[2]
+    assert loaded.predict(structure).energy == trained.potential.predict(structure).energy
+
+
+def test_what_the_recipe_leaves_out_comes_from_the_data(recipe):
+    data = prepare_data(recipe.data)
+    config = complete_config(MODEL, data)
+    forces = np.concatenate([s.forces for s in data.train.structures])
+    assert config.atomic_numbers == (13, 29)
+    assert config.scale == pytest.approx(np.sqrt(np.mean(forces**2)))
+    assert 1.0 <= config.avg_num_neighbors < 20
+    assert complete_config(MODEL | {"scale": 2.0}, data).scale == 2.0
+    with pytest.raises(ValueError, match="needs a cutoff"):
+        complete_config({k: v for k, v in MODEL.items() if k != "cutoff"}, data)
+
+
+def test_the_split_is_disjoint_complete_and_repeatable(recipe):
+    first, again = prepare_data(recipe.data), prepare_data(recipe.data)
+    names = [s.name for s in (*first.train.structures, *first.valid.structures)]
+    assert len(set(names)) == 24 and len(first.valid) == 6
+    assert names == [s.name for s in (*again.train.structures, *again.valid.structures)]
+    other = dataclasses.replace(recipe.data, split_seed=1)
+    assert [s.name for s in prepare_data(other).valid.structures] != names[18:]
+    with pytest.raises(ValueError, match="num_valid is 24, but .* has 24 frames"):
+        prepare_data(dataclasses.replace(recipe.data, num_valid=24))
+    with pytest.raises(ValueError, match="either valid .* or num_valid"):
+        DataConfig(train="x")
+
+
+def test_an_existing_folder_is_not_overwritten_and_drift_is_shown(recipe, trained):
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        train(recipe, trained.folder)
+    changed = dataclasses.replace(recipe, training=dataclasses.replace(TRAINING, batch_size=4))
+    with pytest.raises(ValueError, match=r'-.*"batch_size": 3(.|\n)*\+.*"batch_size": 4'):
+        train(changed, trained.folder, resume=True)
+    with pytest.raises(ValueError, match="no run to resume"):
+        train(recipe, trained.folder.parent / "absent", resume=True)
+
+
+def test_refitted_reference_energies_remove_the_mean_error(trained, data_file, recipe):
+    data = prepare_data(recipe.data)
+    shifted = dataclasses.replace(
+        data.train,
+        structures=tuple(
+            dataclasses.replace(
+                s, energy=s.energy + 3.0 * (s.atomic_numbers == 13).sum() - 5.0 * s.num_nodes
+            )
+            for s in data.train.structures
+        ),
+    )
+    base = trained.potential
+    e0 = new_reference_energies(base, RefitFromModel(), shifted)
+    unshifted = new_reference_energies(base, RefitFromModel(), data.train)
+    assert e0[13] - unshifted[13] == pytest.approx(-2.0, abs=1e-4)
+    assert e0[29] - unshifted[29] == pytest.approx(-5.0, abs=1e-4)
+
+
+def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
+    trained, data_file, tmp_path
+):
+    shifted = [
+        dataclasses.replace(s, energy=s.energy + 7.0 * s.num_nodes)
+        for s in make_structures(24, seed=9)
+    ]
+    new = tmp_path / "new.xyz"
+    write_structures(new, shifted)
+    before = trained.potential.predict(shifted[0]).energy
+    result = finetune(
+        trained.potential,
+        DataConfig(train=str(new), num_valid=6, reference_energies=RefitFromModel()),
+        tmp_path / "run",
+        training=dataclasses.replace(TRAINING, epochs=6),
+        old=(str(data_file),),
+    )
+    assert set(result.before) == set(result.after) == {"valid", str(data_file)}
+    key = "forces_rmse_meV_per_A"
+    assert result.after["valid"][key] < result.before["valid"][key]
+    # the constant of 7 eV per atom is gone before any weight moves
+    assert result.before["valid"]["energy_mae_meV_per_atom"] < 2000
+    assert trained.potential.predict(shifted[0]).energy == before
+    assert load(tmp_path / "run" / "model").predict(shifted[0]).energy == pytest.approx(
+        result.run.potential.predict(shifted[0]).energy
+    )
+
+
+def test_frozen_layers_of_a_fine_tuned_model_are_the_base_models(trained, data_file, tmp_path):
+    from flax import nnx
+
+    training = dataclasses.replace(
+        TRAINING, epochs=1, optimizer=Optimizer(frozen=("layers.*", "embedding"))
+    )
+    data = DataConfig(
+        train=str(data_file), num_valid=6, reference_energies=Given({"Al": 0.0, "Cu": 0.0})
+    )
+    result = finetune(trained.potential, data, tmp_path / "run", training=training)
+    base, tuned = (
+        dict(nnx.to_flat_state(nnx.state(p.model, nnx.Param)))
+        for p in (trained.potential, result.run.potential)
+    )
+    for path, value in base.items():
+        same = np.array_equal(np.asarray(value[...]), np.asarray(tuned[path][...]))
+        assert same == (path[0] in ("layers", "embedding")), path
+
+
+def test_energies_of_another_kind_are_refused(trained, data_file, tmp_path, monkeypatch):
+    from equizoo.train import recipe as recipe_module
+
+    original = recipe_module.load_dataset
+
+    def adsorption(*args, **kwargs):
+        dataset = original(*args, **kwargs)
+        return dataclasses.replace(dataset, energy_reference=EnergyReference.ADSORPTION)
+
+    monkeypatch.setattr(recipe_module, "load_dataset", adsorption)
+    data = DataConfig(train=str(data_file), num_valid=6, reference_energies=RefitFromModel())
+    with pytest.raises(ValueError, match="mix two energy references, 'total' and 'adsorption'"):
+        finetune(trained.potential, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
