@@ -6,8 +6,9 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 MODULES = $(subst /,.,$(basename $(wildcard equizoo/[a-z]*.py equizoo/*/[a-z]*.py)))
-# Compiled programs are kept between runs: most of a test's time is compilation.
-TEST_ENV := JAX_PLATFORMS=cpu \
+# Compiled programs are kept between runs: most of a test's time is compilation. Reading them back,
+# XLA warns of another machine even on the same one; the log level keeps that out of the output.
+TEST_ENV := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 \
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 
 .PHONY: help demo test test-slow lint format types doctest docs examples readme clean

@@ -1,4 +1,4 @@
-"""Fine-tunes a released model on a few frames, and loads the result: seconds, so a taste only."""
+"""Fine-tunes a released model on a few frames, and loads the result: a taste only."""
 
 import tempfile
 from pathlib import Path

@@ -65,7 +65,7 @@ def make_train_step(
         (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(
             state.params, graph, labels
         )
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         updates = jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates)
         params = optax.apply_updates(state.params, updates)
