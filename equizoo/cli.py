@@ -4,7 +4,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
 from equizoo.registry import UnknownName, list_models
 
 Json = Annotated[
@@ -33,8 +35,29 @@ _METRICS = (
 )
 
 
+_PLAIN_CHOICES = {  # those that need no options
+    name: cls()
+    for name, cls in ReferenceEnergies.registry.items()
+    if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(cls))
+}
+_REFIT = RefitFromModel()
+PlainReferenceEnergies = Annotated[
+    ReferenceEnergies,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(_PLAIN_CHOICES) + "}",
+        choices=tuple(_PLAIN_CHOICES),
+        instance_from_str=lambda texts: _PLAIN_CHOICES[texts[0]],
+        str_from_instance=lambda choice: [ReferenceEnergies.registry.name_of(choice)],
+        is_instance=lambda value: isinstance(value, ReferenceEnergies),
+    ),
+]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``equizoo`` command; exits with 2 and one clear message on bad input."""
+    if arguments is None:
+        _use_huge_pages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # XLA warns of its own tuning flags whenever it loads a cached program; what fails still raises.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -48,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "evaluate": evaluate,
                 "predict": predict,
                 "demo": demo,
+                "benchmark": benchmark,
             },
             prog="equizoo",
             description="Equivariant interatomic potentials: use, fine-tune and evaluate them.",
@@ -148,9 +172,9 @@ def train(
     if result is None:
         _print_interrupted(out)
         return
-    _print_errors("errors of the trained model", {"": result.metrics})
-    Console().print(f"model: {result.folder / 'model'}", highlight=False, soft_wrap=True)
-    _emit({"folder": str(result.folder), "metrics": result.metrics}, json)
+    if not _emit({"folder": str(out), "metrics": result.metrics}, json):
+        _print_errors("errors of the trained model", {"": result.metrics})
+        _print_model(out)
 
 
 def finetune(
@@ -164,7 +188,7 @@ def finetune(
     epochs: int = 40,
     learning_rate: float = 1e-3,
     batch_size: int = 5,
-    reference_energies: Literal["refit", "isolated_atoms", "least_squares", "from_model"] = "refit",
+    reference_energies: PlainReferenceEnergies = _REFIT,
     freeze: tuple[str, ...] = (),
     energy_key: str | None = None,
     forces_key: str | None = None,
@@ -186,7 +210,7 @@ def finetune(
         epochs: passes over the data.
         learning_rate: the highest one, after warm-up.
         batch_size: structures per step.
-        reference_energies: refit moves the model's to the data's level of theory.
+        reference_energies: by default the model's, moved to the data's level of theory.
         freeze: patterns of parameter names that do not change, e.g. 'layers.0.*'.
         energy_key: label of the energies in the file [eV] (default: energy).
         forces_key: label of the forces in the file [eV/Å] (default: forces).
@@ -194,26 +218,22 @@ def finetune(
         seed: of the split and of the shuffling.
         resume: continue the run in the folder.
     """
-    from equizoo.data.datasets import load_dataset
     from equizoo.eval.potential import load
     from equizoo.train.finetune import finetune as run
     from equizoo.train.finetune import finetune_training
     from equizoo.train.recipe import DataConfig
 
     _use_compile_cache()
-    keys = _label_keys(energy_key, forces_key, stress_key)
-    if valid is None and num_valid is None:
-        num_valid = max(1, len(load_dataset(data, keys)) // 10)
     result = run(
         load(name),
         DataConfig(
             train=data,
             valid=valid,
-            num_valid=num_valid or 0,
+            num_valid=num_valid,
             split_seed=seed,
             test=test,
-            keys=keys,
-            reference_energies=_reference_energies(reference_energies),
+            keys=_label_keys(energy_key, forces_key, stress_key),
+            reference_energies=reference_energies,
         ),
         out,
         training=finetune_training(
@@ -229,9 +249,10 @@ def finetune(
     if result is None:
         _print_interrupted(out)
         return
-    _print_errors("errors before and after", {"before": result.before, "after": result.after})
-    Console().print(f"model: {out / 'model'}", highlight=False, soft_wrap=True)
-    _emit({"folder": str(out), "before": result.before, "after": result.after}, json)
+    errors = {"before": result.before, "after": result.after}
+    if not _emit({"folder": str(out)} | errors, json):
+        _print_errors("errors before and after", errors)
+        _print_model(out)
 
 
 def evaluate(
@@ -316,6 +337,74 @@ def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -
     _emit(run(out, epochs), json)
 
 
+def benchmark(
+    what: tyro.conf.Positional[Literal["tensor-products"]],
+    out: Path,
+    protocol: Literal["sweep", "side-by-side"] = "sweep",
+    variants: tuple[str, ...] = (),
+    modes: tuple[Literal["SISO", "SIMO", "MIMO"], ...] = (),
+    comparisons: tuple[
+        Literal["edge", "edge-weighted", "channelwise", "channelwise-summed", "convolve"], ...
+    ] = (),
+    l_max: tuple[int, ...] = (),
+    channels: tuple[int, ...] = (),
+    batch: tuple[int, ...] = (),
+    cells: int = 3,
+    seconds: float | None = None,
+    repeats: tuple[int, int] = (10, 100),
+    time_limit: float = 60.0,
+    memory_limit: float = 8.0,
+    json: Json = None,
+) -> None:
+    """Measure what equivariant products cost on this machine, and draw it.
+
+    The protocol 'sweep' times every product over degrees, channels and batches, forward and with
+    derivatives, as the paper The Price of Freedom does; 'side-by-side' times ours and those of
+    other installed libraries (pip install 'equizoo[peers]') in turns on equal arguments. Leave the
+    machine alone meanwhile. Points are written one by one; the same command continues a file that
+    was left unfinished, and adds other sizes to it. What is not measured has a row with the reason.
+
+    Args:
+        what: the benchmark.
+        out: folder for the CSV file and the figures.
+        protocol: ours over sizes, or ours beside others'.
+        variants: products, as in `equizoo.registry.TENSOR_PRODUCTS` (default: all).
+        modes: of the sweep: which irreps are single (default: all).
+        comparisons: side by side: what is computed (default: all).
+        l_max: highest degrees of the factors (default: 1 to 10, side by side 1 to 4).
+        channels: copies of each irrep (default: 16, side by side 64).
+        batch: items (default: 625, which with 16 channels makes ten thousand products, side by
+            side 1000).
+        cells: side by side: the convolution's structure along each axis, 8 atoms to a cell.
+        seconds: of timing for each point (default: 0.5, side by side 1), within repeats.
+        repeats: fewest and most calls of a point.
+        time_limit: in seconds, to bind, compile or time a point; larger ones are then left out.
+        memory_limit: in GB, of arguments, results and temporaries of a point.
+    """
+    from equizoo.eval.benchmark import Limits, SideBySide, Sweep, run
+    from equizoo.eval.benchmark_plots import figures
+
+    sweep = protocol == "sweep"
+    limits = Limits((0.5 if sweep else 1.0) if seconds is None else seconds, repeats)
+    limits = dataclasses.replace(limits, time=time_limit, memory=memory_limit)
+    options = dict(variants=variants, l_max=l_max, channels=channels, batch=batch)
+    options |= dict(modes=modes) if sweep else dict(comparisons=comparisons)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value}
+    plan = (
+        Sweep(**given, limits=limits) if sweep else SideBySide(**given, limits=limits, cells=cells)
+    )
+    file, rows = run(plan, out, _ignore if json == Path("-") else _print_row)
+    reasons = Counter(row.skipped for row in rows if row.skipped)
+    result = {
+        "file": str(file),
+        "points": len(rows) - reasons.total(),
+        "skipped": dict(reasons.most_common()),
+        "figures": [str(figure) for figure in figures(rows, out)],
+    }
+    if not _emit(result, json):
+        _print_benchmark(result)
+
+
 # ---- shared ------------------------------------------------------------------------------------
 
 
@@ -361,22 +450,16 @@ def _label_keys(energy: str | None, forces: str | None, stress: str | None):
     return LabelKeys(**given) if given else None
 
 
-def _reference_energies(choice: str):
-    from equizoo.data.reference_energies import (
-        FromModel,
-        IsolatedAtoms,
-        LeastSquares,
-        ReferenceEnergies,
-        RefitFromModel,
-    )
+def _use_huge_pages() -> None:
+    """Starts the process anew with large arrays on 2 MB pages, where the C library can do that.
 
-    choices: Mapping[str, Callable[[], ReferenceEnergies]] = {
-        "refit": RefitFromModel,
-        "isolated_atoms": IsolatedAtoms,
-        "least_squares": LeastSquares,
-        "from_model": FromModel,
-    }
-    return choices[choice]()
+    With the usual 4 KB pages, page faults take up to half of a model's time on a CPU. The library
+    reads its settings before Python runs; whoever has set them is left alone.
+    """
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+        return
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _use_compile_cache() -> None:
@@ -452,8 +535,31 @@ def _print_errors(title: str, stages: Mapping[str, Mapping[str, Mapping[str, Any
     Console().print(table)
 
 
+def _print_model(out: Path) -> None:
+    Console().print(f"model: {out / 'model'}", highlight=False, soft_wrap=True)
+
+
+def _ignore(row: Any) -> None:
+    pass
+
+
+def _print_row(row: Any) -> None:
+    size = f"{row.mode} l_max={row.l_max}, {row.batch} x {row.channels}"
+    time = f"{row.median_ms:.3f} ms" if row.median_ms is not None else row.skipped
+    text = f"{size}, {row.library} {row.variant}, {row.direction}: {time}"
+    Console().print(_escape(text), highlight=False, soft_wrap=True)
+
+
+def _print_benchmark(result: Mapping[str, Any]) -> None:
+    lines = [f"{result['points']} points: {result['file']}"]
+    lines += [f"{count} not measured: {reason}" for reason, count in result["skipped"].items()]
+    lines += [f"figure: {figure}" for figure in result["figures"]]
+    Console().print(_escape("\n".join(lines)), highlight=False, soft_wrap=True)
+
+
 def _print_interrupted(out: Path) -> None:
-    Console().print(f"stopped and saved; continue with --out {out} --resume", highlight=False)
+    message = f"stopped and saved; continue with --out {out} --resume"
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 
 def _escape(text: str) -> str:

@@ -1,8 +1,8 @@
 """Frozen dataclasses to and from JSON: the dataclass is the schema, nothing is declared twice.
 
 Fields may be ``int``, ``float``, ``str``, ``bool``, ``None``, enums, ``Literal``, unions, tuples,
-``dict[str, ...]`` and dataclasses of these. A class whose base declares
-``registry: ClassVar = <FolderRegistry>`` is *named*: it is written as
+``dict[str, ...]`` and dataclasses of these; ``Any`` is taken as it stands. A class whose base
+declares ``registry: ClassVar = <FolderRegistry>`` is *named*: it is written as
 ``{"<registry.key>": "<file name>", <fields>}`` and read by looking the name up, so a field
 annotated with the base holds any of the registry's classes; the bare string ``"gaunt"`` is short
 for ``{"name": "gaunt"}``.
@@ -111,6 +111,8 @@ def _encode(value: Any) -> Any:
 def _decode(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
     """``value`` as an instance of ``hint``; meaningless if it appends to ``problems``."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         return _decode_union(value, arguments, path, problems)
     if origin is tuple and isinstance(value, (list, tuple)):

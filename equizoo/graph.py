@@ -255,9 +255,9 @@ class Budget:
     blocks: int
     block_size: int
 
-    # Rows are worth their padding up to this many slots per real edge: a gather and an axis sum
-    # against gathers, scatters and a sort order.
-    MAX_ROW_WASTE = 2.0
+    # An edge of the flat layout against one in rows: gathers, scatters and a sort order against a
+    # gather and an axis sum.
+    COST_OF_FLAT = 2.0
 
     @classmethod
     def of(
@@ -271,23 +271,44 @@ class Budget:
             raise ValueError("A budget needs at least one frame to be chosen from; got none.")
         largest = max(frame.num_nodes for frame in frames)
         nodes = round_up(max(nodes, largest) + 1, step)
-        graphs = round_up(max(graphs, 1), step) + 1
-        slots = round_up(max(1, max(frame.max_in for frame in frames)), step)
-        out_slots = round_up(max(1, max(frame.max_out for frame in frames)), step)
-        mean_degree = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
-        densest = max(frame.num_edges / frame.num_nodes for frame in frames)
-        rows = slots <= cls.MAX_ROW_WASTE * max(mean_degree, 1.0)
-        edges = nodes * slots if rows else round_up(max(math.ceil(nodes * densest), 1), step)
-        num_species = len({int(z) for frame in frames for z in np.unique(frame.species)})
+        return cls.sized(
+            frames,
+            nodes=nodes,
+            graphs=round_up(max(graphs, 1), step) + 1,
+            edges=max(math.ceil(nodes * f.num_edges / f.num_nodes) for f in frames),
+            num_species=len(set().union(*(frame.species.tolist() for frame in frames))),
+            step=step,
+        )
+
+    @classmethod
+    def sized(
+        cls,
+        frames: Sequence[Frame],
+        *,
+        nodes: int,
+        graphs: int,
+        edges: int,
+        num_species: int,
+        step: float = 1.0,
+        headroom: float = 1.0,
+    ) -> "Budget":
+        """The cheaper of two layouts: ``edges`` in a flat one, or rows that hold any of ``frames``.
+
+        Both are made ``headroom`` times as large, and rounded up as in :meth:`of`.
+        """
+        slots, out_slots, flat = (
+            round_up(math.ceil(headroom * size), step)
+            for size in (max(f.max_in for f in frames), max(f.max_out for f in frames), edges)
+        )
+        rows = nodes * slots <= cls.COST_OF_FLAT * flat
         block_size = _block_size(num_species, nodes)
-        blocks = nodes // block_size + num_species
         return cls(
             nodes=nodes,
             graphs=graphs,
-            edges=edges,
+            edges=nodes * slots if rows else flat,
             slots=slots if rows else None,
             out_slots=out_slots if rows else None,
-            blocks=blocks,
+            blocks=nodes // block_size + num_species,  # of each species all but the last are full
             block_size=block_size,
         )
 

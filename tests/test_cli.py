@@ -1,6 +1,11 @@
 """The commands as a stranger types them."""
 
+import contextlib
+import dataclasses
+import io
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +13,33 @@ from ase import Atoms
 from ase.io import write
 
 from equizoo import cli
+from equizoo.data import ReferenceEnergies, load_dataset, write_structures
 from equizoo.registry import MODELS
+from equizoo.train import loop
+from equizoo.train.progress import read_rows
+
+RECIPE = {
+    "name": "tiny",
+    "model": {
+        "architecture": "mace",
+        "cutoff": 4.0,
+        "channels": 2,
+        "hidden_l_max": 0,
+        "l_max": 1,
+        "correlation": 1,
+        "interactions": ["real_agnostic_residual"],
+        "num_bessel": 2,
+        "radial_widths": [4],
+        "readout_channels": 2,
+    },
+    "data": {
+        "train": "train.xyz",
+        "num_valid": 2,
+        "test": ["test.xyz"],
+        "reference_energies": {"name": "least_squares", "minimum_norm": True},
+    },
+    "training": {"epochs": 2, "batch_size": 2},
+}
 
 
 def run(capsys, *arguments):
@@ -116,3 +147,171 @@ def test_bad_input_gives_one_clear_message_and_no_output(capsys, tmp_path):
     assert "exists" in text
     text = fails(capsys, "evaluate", "mace-3bpa", "formamide/test", "--energy-key", "REF_energy")
     assert "REF_energy" in text
+
+
+# ---- train and finetune
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a recipe and its data, and under ``base`` what training by it wrote."""
+    folder = tmp_path_factory.mktemp("workplace")
+    frames = load_dataset("formamide/train", index=":12").structures
+    gold = dataclasses.replace(frames[0], atomic_numbers=np.full(6, 79))
+    parts = {"train": frames[:8], "test": frames[8:9], "new": frames[9:], "gold": [gold] * 3}
+    for name, part in parts.items():
+        write_structures(folder / f"{name}.xyz", part)
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        cli.main(["train", "recipe.json", "--out", "base"])
+    return folder
+
+
+@pytest.fixture
+def here(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def test_train_shows_errors_and_writes_what_a_reader_needs(here, capsys):
+    out = run(capsys, "train", "recipe.json", "--out", "base", "--resume")  # finished: reports only
+    for words in ("errors of the trained model", "valid", "test.xyz", "meV/Å", "model: base/model"):
+        assert words in out
+    for file in ("run.json", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png"):
+        assert (here / "base" / file).stat().st_size > 100, file
+    recipe = json.loads((here / "base" / "run.json").read_text())["recipe"]
+    assert recipe["model"] == RECIPE["model"] and recipe["data"]["num_valid"] == 2
+    assert json.loads(run(capsys, "describe", "base/model", "--json"))["architecture"] == "mace"
+
+
+def test_a_stopped_training_is_resumed(here, capsys, monkeypatch, tmp_path):
+    accumulate = loop._accumulate
+
+    def stopped_after_the_first_step(*arguments):
+        accumulate(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    command = ("train", "recipe.json", "--out", tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "_accumulate", stopped_after_the_first_step)
+        cli.main([str(argument) for argument in command])
+    captured = capsys.readouterr()
+    assert captured.out == "" and f"--out {tmp_path / 'run'} --resume" in captured.err
+    assert not (tmp_path / "run" / "model").exists()
+    assert "continue the run in it with resume" in fails(capsys, *command)
+    assert '- "epochs": 2, + "epochs": 3' in fails(capsys, *command, "--resume", "--epochs", 3)
+
+    result = json.loads(run(capsys, *command, "--resume", "--json"))
+    assert result["folder"] == str(tmp_path / "run")
+    assert (
+        result["metrics"] == json.loads((tmp_path / "run" / "report.json").read_text())["metrics"]
+    )
+    assert set(result["metrics"]) == {"valid", "test.xyz"}
+    resumed, whole = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
+        for folder in (tmp_path / "run" / "metrics.jsonl", here / "base" / "metrics.jsonl")
+    )
+    assert resumed == whole and [row["epoch"] for row in whole] == [1, 2]
+
+
+def test_finetune_shows_errors_before_and_after(here, capsys, tmp_path):
+    command = ("finetune", "base/model", "new.xyz", "--out", tmp_path / "run", "--epochs", 1)
+    options = ("--test", "test.xyz", "--old", "train.xyz", "--json", tmp_path / "errors.json")
+    out = run(capsys, *command, *options)
+    for words in ("before", "after", "valid", "test.xyz", "train.xyz", f"{tmp_path}/run/model"):
+        assert words in out
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    for stage in ("before", "after"):
+        assert list(errors[stage]) == ["valid", "test.xyz", "train.xyz"]
+        assert errors[stage]["valid"]["num_structures"] == 1  # a tenth of three, at least one
+    again = json.loads(run(capsys, *command, *options[:4], "--resume", "--json"))
+    assert again["after"] == errors["after"]
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert written["data"]["reference_energies"] == {"name": "refit_from_model"}
+    result = json.loads(run(capsys, "evaluate", tmp_path / "run" / "model", "test.xyz", "--json"))
+    assert result["forces_mae_meV_per_A"] == pytest.approx(
+        errors["after"]["test.xyz"]["forces_mae_meV_per_A"]
+    )
+
+
+def test_every_choice_of_reference_energies_without_options_is_offered(here, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--help"])
+    text = capsys.readouterr().out
+    for name in ReferenceEnergies.registry:
+        assert (name in text) == (name != "given")
+    new, chosen = ("finetune", "base/model", "new.xyz", "--out", tmp_path), "--reference-energies"
+    assert "config_type=IsolatedAtom" in fails(capsys, *new, chosen, "isolated_atoms")
+    assert "least squares cannot tell apart" in fails(capsys, *new, chosen, "least_squares")
+    assert "refit_from_model" in fails(capsys, *new, chosen, "refit")
+
+
+def changed(section: str, **fields) -> str:
+    return json.dumps(RECIPE | {section: RECIPE[section] | fields})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (None, "There is no recipe bad.json; expected a JSON file"),
+        ("{", "bad.json is not valid JSON"),
+        (json.dumps({"name": "x"}), "bad.json does not describe a valid Recipe: model: missing"),
+        (changed("training", epoch=3), "training.epoch: unknown field. Did you mean 'epochs'?"),
+        (changed("training", batch_size=0), "batch_size is 0, expected at least 1"),
+        (changed("data", reference_energies="least_square"), "Did you mean 'least_squares'?"),
+        (changed("data", train="absent.xyz"), "Unknown data set 'absent.xyz'"),
+        (changed("data", test=["absent.xyz"]), "Unknown data set 'absent.xyz'"),
+        (changed("data", num_valid=8), "num_valid is 8, but train.xyz has 8 frames"),
+        (changed("data", keys={"energy": "E"}), "no frame has energy under the key 'E'"),
+        (changed("data", reference_energies="isolated_atoms"), "No reference energy for H, C, N"),
+        (changed("model", architecture="mase"), "unknown 'mase'. Did you mean 'mace'?"),
+        (changed("model", channel=3), "channel: unknown field. Did you mean 'channels'?"),
+        (changed("model", cutoff="4"), "cutoff: expected float, got '4' (str)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_bad_recipe_gives_one_clear_message_and_no_folder(
+    here, capsys, tmp_path, recipe, message
+):
+    (here / "bad.json").unlink(missing_ok=True)
+    if recipe is not None:
+        (here / "bad.json").write_text(recipe)
+    text = fails(capsys, "train", "bad.json", "--out", tmp_path / "run")
+    assert text.startswith("error:") and message in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mace-3bpq", "new.xyz"], "Unknown model 'mace-3bpq'. Did you mean 'mace-3bpa'?"),
+        (["base", "new.xyz"], "config.json"),
+        (["base/model", "absent.xyz"], "Unknown data set 'absent.xyz'"),
+        (["base/model", "new.xyz", "--old", "absent.xyz"], "Unknown data set 'absent.xyz'"),
+        (["base/model", "new.xyz", "--energy-key", "E"], "no frame has energy under the key 'E'"),
+        (["base/model", "new.xyz", "--num-valid", "3"], "num_valid is 3, but new.xyz has 3 frames"),
+        (["base/model", "new.xyz", "--num-valid", "0"], "num_valid is 0, expected at least 1"),
+        (
+            ["base/model", "new.xyz", "--valid", "test.xyz", "--num-valid", "1"],
+            "either valid (a data set) or num_valid",
+        ),
+        (["base/model", "gold.xyz"], "No reference energy for Au in gold.xyz"),
+        (["base/model", "new.xyz", "--learning-rate", "-1"], "must be positive"),
+        (["base/model", "new.xyz", "--resume"], "There is no run to resume"),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
+)
+def test_bad_fine_tuning_gives_one_clear_message_and_no_folder(
+    here, capsys, tmp_path, arguments, message
+):
+    text = fails(capsys, "finetune", *arguments, "--out", tmp_path / "run")
+    assert text.startswith("error:") and message in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_folder_is_refused_but_not_one_of_a_failed_start(here, capsys, tmp_path):
+    new = ("finetune", "base/model", "new.xyz", "--out")
+    assert "base exists and is not empty" in fails(capsys, *new, "base")
+    text = fails(capsys, *new, tmp_path / "run", "--freeze", "layer.*")
+    assert "'layer.*' matches no parameter" in text and "layers.0" in text
+    run(capsys, *new, tmp_path / "run", "--freeze", "layers.*", "--epochs", 1)

@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import hypothesis
 import numpy as np
@@ -170,6 +170,17 @@ def test_an_annotation_outside_the_schema_is_a_mistake_of_the_programmer():
 
     with pytest.raises(TypeError, match="values: config fields cannot be annotated"):
         from_dict(Loose, {"values": [1]})
+
+
+def test_what_is_annotated_any_is_taken_as_it_stands():
+    @dataclasses.dataclass(frozen=True)
+    class Open:
+        fields: Mapping[str, Any]
+
+    written = {"fields": {"a": [1, None], "b": {"c": "d"}}}
+    assert to_dict(from_dict(Open, written)) == written
+    with pytest.raises(ValueError, match="fields: expected .*Mapping"):
+        from_dict(Open, {"fields": 3})
 
 
 @pytest.fixture

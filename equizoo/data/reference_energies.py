@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
@@ -70,13 +70,10 @@ def fit_reference_energies(
     determine every element (one molecule, one stoichiometry), naming those elements, unless
     ``minimum_norm`` asks for the shortest of the solutions.
     """
-    labelled = [s for s in structures if s.energy is not None]
-    if not labelled:
-        raise ValueError("no structure has an energy; least squares needs some. Check the keys.")
+    labelled, energies = _labelled(structures)
     elements, counts = Composition.of(labelled)
     if not minimum_norm and np.linalg.matrix_rank(counts) < len(elements):
         raise ValueError(_rank_message(elements, counts))
-    energies = np.array([s.energy for s in labelled])
     solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
     return dict(zip(elements, solution.tolist(), strict=True))
 
@@ -93,8 +90,8 @@ def refit(
     before its weights move. Raises ``ValueError`` for elements that ``base`` lacks.
     """
     require_elements(base, composition.elements, "the data")
-    if len(residuals) == 0 or not np.isfinite(residuals).all():
-        raise ValueError("refitting needs residuals, finite ones; check the model's predictions.")
+    if not np.isfinite(residuals).all():
+        raise ValueError("refitting needs finite residuals; check the model's predictions.")
     shifts = np.linalg.lstsq(composition.counts, residuals, rcond=None)[0]
     moved = zip(composition.elements, shifts.tolist(), strict=True)
     return dict(base) | {z: base[z] + shift for z, shift in moved}
@@ -122,6 +119,16 @@ def require_elements(
             f"No reference energy for {_symbols(missing)} in {what}; there are some for "
             f"{_symbols(sorted(e0)) or 'no element'}.{hint}"
         )
+
+
+@runtime_checkable
+class BaseModel(Protocol):
+    """The model that training starts from; an :class:`equizoo.eval.potential.Potential` is one."""
+
+    @property
+    def reference_energies(self) -> Mapping[int, float]: ...  # [eV] by atomic number
+
+    def predict(self, atoms: list[Structure], /) -> Sequence[Any]: ...  # each with an energy [eV]
 
 
 class _Choices(Mapping[str, type]):
@@ -153,23 +160,15 @@ class ReferenceEnergies(abc.ABC):
     registry: ClassVar[_Choices] = _Choices()
 
     @abc.abstractmethod
-    def resolve(
-        self,
-        dataset: Dataset,
-        base: Mapping[int, float] | None = None,  # [eV] of the model that training starts from
-        residuals: Float[np.ndarray, " structures"] | None = None,  # [eV] label - its prediction
-    ) -> dict[int, float]:  # [eV]
-        """Energies by atomic number for every element of the data, or else ``ValueError``.
-
-        ``residuals`` has one number for each structure with an energy, in order.
-        """
+    def resolve(self, dataset: Dataset, base: BaseModel | None = None) -> dict[int, float]:  # [eV]
+        """Energies by atomic number for every element of the data, or else ``ValueError``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class IsolatedAtoms(ReferenceEnergies):
     """The data set's own isolated atoms: with them a lone atom has the energy it should have."""
 
-    def resolve(self, dataset, base=None, residuals=None):
+    def resolve(self, dataset, base=None):
         return isolated_reference_energies(dataset)
 
 
@@ -179,7 +178,7 @@ class LeastSquares(ReferenceEnergies):
 
     minimum_norm: bool = False
 
-    def resolve(self, dataset, base=None, residuals=None):
+    def resolve(self, dataset, base=None):
         e0 = fit_reference_energies(dataset.structures, self.minimum_norm)
         require_elements(e0, dataset.elements, "structures without energy")
         return e0
@@ -195,7 +194,7 @@ class Given(ReferenceEnergies):
         if unknown := [symbol for symbol in self.energies if symbol not in chemical_symbols[1:]]:
             raise ValueError(f"{unknown} are no chemical symbols; expected e.g. {{'H': -13.6}}.")
 
-    def resolve(self, dataset, base=None, residuals=None):
+    def resolve(self, dataset, base=None):
         known = {atomic_numbers[symbol]: energy for symbol, energy in self.energies.items()}
         require_elements(known, dataset.elements, dataset.name or "the data")
         return {z: known[z] for z in dataset.elements}
@@ -205,31 +204,34 @@ class Given(ReferenceEnergies):
 class FromModel(ReferenceEnergies):
     """The base model's, unchanged and for all its elements: data at the model's level of theory."""
 
-    def resolve(self, dataset, base=None, residuals=None):
-        require_elements(_base(base), dataset.elements, dataset.name or "the data")
-        return dict(base)
+    def resolve(self, dataset, base=None):
+        if base is None:
+            raise ValueError(
+                "there is no base model to take reference energies from; choose another."
+            )
+        require_elements(base.reference_energies, dataset.elements, dataset.name or "the data")
+        return dict(base.reference_energies)
 
 
 @dataclasses.dataclass(frozen=True)
 class RefitFromModel(ReferenceEnergies):
     """The base model's, moved to the data's level of theory; see :func:`refit`."""
 
-    def resolve(self, dataset, base=None, residuals=None):
-        labelled = [s for s in dataset.structures if s.energy is not None]
-        if residuals is None or len(residuals) != len(labelled):
-            raise ValueError(
-                f"RefitFromModel needs one residual (label minus the base model's prediction) for "
-                f"each of the {len(labelled)} structures with an energy, got "
-                f"{'none' if residuals is None else len(residuals)}."
-            )
-        require_elements(_base(base), dataset.elements, dataset.name or "the data")
-        return refit(base, Composition.of(labelled), residuals)
+    def resolve(self, dataset, base=None):
+        e0 = FromModel().resolve(dataset, base)
+        labelled, energies = _labelled(dataset.structures)
+        predicted = np.array([result.energy for result in base.predict(labelled)])
+        return refit(e0, Composition.of(labelled), energies - predicted)
 
 
-def _base(base: Mapping[int, float] | None) -> Mapping[int, float]:
-    if base is None:
-        raise ValueError("there is no base model to take reference energies from; choose another.")
-    return base
+def _labelled(
+    structures: Sequence[Structure],
+) -> tuple[list[Structure], Float[np.ndarray, " labelled"]]:
+    """The structures that have an energy, and those energies [eV]."""
+    labelled = [s for s in structures if s.energy is not None]
+    if not labelled:
+        raise ValueError("no structure has an energy to fit reference energies to; check the keys.")
+    return labelled, np.array([s.energy for s in labelled])
 
 
 def _symbols(elements: Sequence[int]) -> str:

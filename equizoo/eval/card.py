@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from flax import nnx
 
 from equizoo.config import to_dict
+from equizoo.eval.evaluate import Evaluation
 from equizoo.eval.potential import Potential
 from equizoo.hub import join_front_matter
 from equizoo.registry import ARCHITECTURES
@@ -41,7 +42,7 @@ class Provenance:
 
 def make_card(
     potential: Potential,
-    evaluations: Sequence[Any],  # of equizoo.eval.evaluate.Evaluation
+    evaluations: Sequence[Evaluation],
     provenance: Provenance,
     weights: bytes,
     images: Mapping[str, str],  # caption to relative address
@@ -112,13 +113,13 @@ def make_card(
     return join_front_matter(front, body)
 
 
-def _metrics_row(evaluation: Any) -> dict[str, Any]:
+def _metrics_row(evaluation: Evaluation) -> dict[str, Any]:
     dataset, _, split = evaluation.dataset.partition("/")
     numbers = {k: round(float(v), 4) for k, v in evaluation.metrics.items() if k in _SHOWN}
     return {"dataset": dataset, "split": split or "all"} | numbers
 
 
-def _table(evaluations: Sequence[Any]) -> list[str]:
+def _table(evaluations: Sequence[Evaluation]) -> list[str]:
     shown = [key for key in _SHOWN if any(key in e.metrics for e in evaluations)]
     header = ["data", "structures", *(key.replace("_", " ") for key in shown)]
     rows = [header, ["---"] * len(header)]
@@ -128,7 +129,7 @@ def _table(evaluations: Sequence[Any]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _element_table(evaluations: Sequence[Any]) -> list[str]:
+def _element_table(evaluations: Sequence[Evaluation]) -> list[str]:
     key = "forces_rmse_meV_per_A_by_element"
     having = [e for e in evaluations if key in e.metrics]
     elements = list(dict.fromkeys(symbol for e in having for symbol in e.metrics[key]))

@@ -9,7 +9,6 @@ from equizoo.graph import Budget, Frame, round_up
 STEP = 1.25  # between rungs of sizes that vary with density
 MAX_GRAPHS = 256  # structures in a batch
 _COST_OF_NODE = 16  # in edges: the work per atom that does not depend on its neighbours
-_COST_OF_FLAT = 2.0  # an edge of the flat layout against one in rows: scatters and gathers
 
 
 @dataclasses.dataclass
@@ -43,20 +42,27 @@ class BudgetSet:
         else:
             nodes = round_up(needed, STEP)
         species = len(set().union(*(frame.species.tolist() for frame in frames)))
-        return _budget(
+        return Budget.sized(
             frames,
             nodes=nodes,
             graphs=1 + min(nodes - 1, MAX_GRAPHS),
-            species=min(self.num_species, max(4, _power_of_two(species))),
-            headroom=1.0,
+            edges=sum(frame.num_edges for frame in frames),
+            num_species=min(self.num_species, max(4, _power_of_two(species))),
+            step=STEP,
         )
 
 
 def budget_with_headroom(frame: Frame, headroom: float) -> Budget:
     """A budget for one structure whose number of neighbours may grow by the factor ``headroom``."""
-    species = len(set(frame.species.tolist()))
-    nodes = round_up(frame.num_nodes + 1)
-    return _budget([frame], nodes=nodes, graphs=2, species=species, headroom=headroom)
+    return Budget.sized(
+        [frame],
+        nodes=round_up(frame.num_nodes + 1),
+        graphs=2,
+        edges=frame.num_edges,
+        num_species=len(set(frame.species.tolist())),
+        step=STEP,
+        headroom=headroom,
+    )
 
 
 def pack(frames: Sequence[Frame], batch_nodes: int) -> list[list[int]]:
@@ -84,23 +90,8 @@ def pack(frames: Sequence[Frame], batch_nodes: int) -> list[list[int]]:
 
 def cost(budget: Budget) -> float:
     """The work of one batch in arbitrary units, padding included."""
-    edges = budget.edges * (_COST_OF_FLAT if budget.slots is None else 1.0)
+    edges = budget.edges * (Budget.COST_OF_FLAT if budget.slots is None else 1.0)
     return edges + _COST_OF_NODE * budget.blocks * budget.block_size
-
-
-def _budget(
-    frames: Sequence[Frame], *, nodes: int, graphs: int, species: int, headroom: float
-) -> Budget:
-    slots = max(max(frame.max_in, frame.max_out) for frame in frames)
-    slots = round_up(max(1, math.ceil(headroom * slots)), STEP)
-    edges = math.ceil(headroom * sum(frame.num_edges for frame in frames))
-    edges = round_up(max(1, edges), STEP)
-    block_size = min(64, max(8, _power_of_two(nodes // 32)))
-    # Nodes of one species fill all their blocks but the last.
-    blocks = nodes // block_size + species
-    rows = Budget(nodes, graphs, nodes * slots, slots, slots, blocks, block_size)
-    flat = Budget(nodes, graphs, edges, None, None, blocks, block_size)
-    return min(rows, flat, key=cost)
 
 
 def _power_of_two(n: int) -> int:

@@ -1,12 +1,8 @@
-"""Functions of distance: bases, envelopes and the radial network."""
+"""Functions of distance: bases and envelopes."""
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
-
-from equizoo.layers.activation import ActivationConstant, normalized_silu
-from equizoo.layers.linear import normal_param
 
 
 def polynomial_envelope(
@@ -49,31 +45,3 @@ def bessel_basis(
     n = jnp.arange(1, num_basis + 1, dtype=r.dtype).reshape((1,) * r.ndim + (-1,))
     factor = float(np.sqrt(2 / cutoff) * np.pi / cutoff)
     return factor * n * jnp.sinc(n * (r / cutoff)[..., None])
-
-
-class RadialMLP(nnx.Module):
-    """Scalars of an edge to the weights of its product: SiLU layers, no biases, the last linear.
-
-    Zero input gives zero output, so edges whose basis vanishes at the cutoff are inert.
-    """
-
-    def __init__(
-        self,
-        widths: tuple[int, ...],
-        *,
-        activation: ActivationConstant = ActivationConstant.EXACT,
-        rngs: nnx.Rngs,
-    ):
-        self.activation = activation
-        self.kernels = nnx.List(
-            [normal_param(rngs, shape) for shape in zip(widths[:-1], widths[1:], strict=True)]
-        )
-
-    def __call__(self, x: Float[Array, "edges features"]) -> Float[Array, "edges weights"]:
-        silu = normalized_silu(self.activation)
-        for index, param in enumerate(self.kernels):
-            kernel = param[...].astype(x.dtype)
-            x = x @ (kernel / float(np.sqrt(kernel.shape[0])))
-            if index < len(self.kernels) - 1:
-                x = silu(x)
-        return x

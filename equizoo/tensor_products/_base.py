@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import e3nn_jax as e3nn
 import jax
@@ -79,7 +79,7 @@ def _bind_power(product, irreps_in, irreps_out, order):
 
 
 class BoundProduct(abc.ABC):
-    """A bilinear map ``(x, y, weights) -> z``, equivariant for every value of the weights.
+    """A map ``(x, y, weights) -> z``, bilinear in ``x`` and ``y``, linear in the weights.
 
     Unit variance in, unit variance out: for independent standard normal inputs and weights every
     component of ``z`` has variance one.
@@ -89,22 +89,44 @@ class BoundProduct(abc.ABC):
     irreps_2: e3nn.Irreps
     irreps_out: e3nn.Irreps
     irreps_paths: e3nn.Irreps  # content of :meth:`per_path`
-    paths: tuple[Path, ...]  # sorted by the result's place in irreps_out
+    into: tuple[int, ...]  # position in irreps_out of each entry of irreps_paths, ascending
+    paths: tuple[Path, ...]  # the couplings that the product contains, sorted by the result
     num_weights: int
     exact: bool = True  # equivariant to rounding
+    on_harmonics: bool = False  # y must be harmonics of one direction, times a factor per degree
+
+    def prepare(self, y: Float[Array, "batch dim_2 channels_2"]) -> Any:
+        """What depends on the second factor alone, a pytree of arrays ``[batch, ...]``.
+
+        Layers that share ``y`` (the harmonics of edges) can share it; ``y`` itself by default.
+        """
+        return y
 
     @abc.abstractmethod
+    def couple(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        prepared: Any,
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_paths channels"]:
+        """``per_path(x, y, weights)`` from ``prepared = prepare(y)``."""
+
+    @abc.abstractmethod
+    def flops(self, batch: int, channels: int) -> int:
+        """Multiplications and additions of one forward call, ``y`` with as many channels."""
+
     def per_path(
         self,
         x: Float[Array, "batch dim_1 channels"],
         y: Float[Array, "batch dim_2 channels_2"],
         weights: Float[Array, "batch_w num_weights channels_w"],
     ) -> Float[Array, "batch dim_paths channels"]:
-        """The products before paths are summed, in the order of ``irreps_paths``."""
+        """The result as separate as the product has it, in the order of ``irreps_paths``.
 
-    @abc.abstractmethod
-    def flops(self, batch: int, channels: int) -> int:
-        """Multiplications and additions of one forward call."""
+        Clebsch-Gordan products have one entry for each path; products that cannot tell the paths
+        into an irrep apart have one entry for each irrep.
+        """
+        return self.couple(x, self.prepare(y), weights)
 
     def __call__(
         self,
@@ -128,14 +150,43 @@ class BoundProduct(abc.ABC):
 
     def dense(self) -> Float[np.ndarray, "num_weights dim_1 dim_2 dim_out"]:
         """The map evaluated on basis vectors in float64: ``z = sum w x y dense``."""
+        return self._on_basis(self)
+
+    def dense_per_path(self) -> Float[np.ndarray, "num_weights dim_1 dim_2 dim_paths"]:
+        """Like :meth:`dense`, of :meth:`per_path`."""
+        return self._on_basis(self.per_path)
+
+    def select(self, keep: tuple[int, ...]) -> "BoundProduct":
+        """The product with some of its weights, in their order; the others as if they were zero.
+
+        Scaled to unit variance again. Raises ``ValueError`` unless ``keep`` holds ascending
+        indices of weights, at least one.
+        """
+        known = range(self.num_weights)
+        if not keep or list(keep) != sorted(set(keep)) or not set(keep) <= set(known):
+            raise ValueError(
+                f"keep is {keep}; expected indices of weights, ascending, each once, at least one, "
+                f"below {len(known)}: the product of '{self.irreps_1}' and '{self.irreps_2}' to "
+                f"'{self.irreps_out}' has that many weights."
+            )
+        return self if len(keep) == self.num_weights else self._select(keep)
+
+    def _select(self, keep: tuple[int, ...]) -> "BoundProduct":
+        # it builds on this file; products that can leave work out override this method
+        from equizoo.tensor_products._selection import BoundSelection
+
+        return BoundSelection(self, keep)
+
+    def _on_basis(self, function: Callable[..., Array]) -> Float[np.ndarray, "w d1 d2 d3"]:
         dims = (self.num_weights, self.irreps_1.dim, self.irreps_2.dim)
-        with jax.enable_x64(True):
+        # constants of a product that is bound while a caller is traced are numbers all the same
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             w, x, y = (
                 basis.reshape(-1, dim, 1)
                 for basis, dim in zip(_product_basis(dims), dims, strict=True)
             )
-            z = np.asarray(self(x, y, w))
-        return z.reshape(*dims, self.irreps_out.dim)
+            z = np.asarray(jax.jit(function)(x, y, w))
+        return z.reshape(*dims, -1)
 
     def _sum_paths(
         self, z: Float[Array, "batch dim_paths channels"]
@@ -144,9 +195,7 @@ class BoundProduct(abc.ABC):
         slices = self.irreps_paths.slices()
         results = []
         for index, (_, ir) in enumerate(self.irreps_out):
-            mine = [
-                z[:, s] for s, p in zip(slices, self.paths, strict=True) if p.index_out == index
-            ]
+            mine = [z[:, s] for s, i in zip(slices, self.into, strict=True) if i == index]
             if mine:
                 results.append(sum(mine) / float(np.sqrt(len(mine))))
             else:
@@ -185,6 +234,11 @@ def single_copies(irreps: e3nn.Irreps | str) -> e3nn.Irreps:
             "channels, the last axis of the arrays."
         )
     return irreps
+
+
+def natural_irreps(l_max: int) -> e3nn.Irreps:
+    """``0e + 1o + 2e + ...``: the parities of spherical harmonics."""
+    return e3nn.Irreps([(1, (degree, (-1) ** degree)) for degree in range(l_max + 1)])
 
 
 def allowed_paths(

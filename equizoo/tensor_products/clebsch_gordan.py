@@ -1,8 +1,11 @@
 """Clebsch-Gordan product as models use it: matrices per edge, couplings after the neighbour sum."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,13 +21,17 @@ from equizoo.tensor_products._base import (
 )
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 
+# More non-zero couplings than this are not unrolled: compile time grows with them.
+_UNROLLED = 2500
+
 
 @dataclasses.dataclass(frozen=True)
 class ClebschGordan(TensorProduct):
     """All couplings of angular momentum; equal to ``ClebschGordanDense``, ordered for speed.
 
-    - With one channel in the second factor the couplings are contracted with it first, to one
-      small matrix per path and batch entry that all channels share.
+    - With one channel in the second factor, ``prepare`` contracts the couplings with it: small
+      matrices for each batch entry that all channels, and layers with the same ``y``, share.
+    - With channels in both factors the non-zero couplings are unrolled while tracing.
     - ``convolve`` on rows sums over neighbours *before* it couples: the sum over the neighbours of
       ``Y_j w_j x_j`` is a batched matrix product, and couplings then cost per node, not per edge.
     - The many-body product runs over a basis without redundancy, weights folded in per block.
@@ -41,38 +48,123 @@ class ClebschGordan(TensorProduct):
         return SymmetricPower(irreps_in, irreps_out, order)
 
 
+class Matrices(NamedTuple):
+    """The second factor contracted with the couplings."""
+
+    matrices: Float[Array, "batch dim_paths dim_1"]
+
+
 class BoundClebschGordan(BoundProduct):
     """See :class:`ClebschGordan`."""
 
-    def __init__(self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps):
+    def __init__(
+        self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps,
+        paths: tuple[Path, ...] | None = None,
+    ):  # fmt: skip
         self.irreps_1, self.irreps_2, self.irreps_out = irreps_1, irreps_2, irreps_out
-        self.paths = allowed_paths(irreps_1, irreps_2, irreps_out)
+        self.paths = paths or allowed_paths(irreps_1, irreps_2, irreps_out)
         self.irreps_paths = e3nn.Irreps([(1, path.ir_out) for path in self.paths])
+        self.into = tuple(path.index_out for path in self.paths)
         self.num_weights = len(self.paths)
+        self._couplings = np.zeros((self.irreps_paths.dim, irreps_1.dim, irreps_2.dim))
+        slices_1, slices_2 = irreps_1.slices(), irreps_2.slices()
+        for path, place in zip(self.paths, self.irreps_paths.slices(), strict=True):
+            block = np.transpose(coupling(path), (2, 0, 1))
+            self._couplings[place, slices_1[path.index_1], slices_2[path.index_2]] = block
+        self._few = np.count_nonzero(self._couplings) <= _UNROLLED
 
-    def per_path(
+    def _select(self, keep: tuple[int, ...]) -> "BoundClebschGordan":
+        paths = tuple(self.paths[index] for index in keep)
+        return BoundClebschGordan(self.irreps_1, self.irreps_2, self.irreps_out, paths)
+
+    def prepare(
+        self, y: Float[Array, "batch dim_2 channels_2"]
+    ) -> Float[Array, "batch dim_2 channels_2"] | Matrices:
+        """For one channel a matrix for each batch entry; else ``y``."""
+        if y.shape[2] > 1:
+            return y
+        constants = self._couplings.reshape(-1, self.irreps_2.dim)
+        matrices = y[..., 0] @ jnp.asarray(constants.T, y.dtype)
+        return Matrices(matrices.reshape(-1, self.irreps_paths.dim, self.irreps_1.dim))
+
+    def couple(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        prepared: Float[Array, "batch dim_2 channels_2"] | Matrices,
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_paths channels"]:
+        if isinstance(prepared, Matrices):
+            matrices = prepared.matrices
+            if weights.shape[2] == 1:
+                return jnp.einsum("bki,bic->bkc", self._spread(weights) * matrices, x)
+            products = jnp.einsum("bki,bic->bkc", matrices, x)
+            pieces = [products[:, place] for place in self.irreps_paths.slices()]
+        elif self._few:
+            pieces = [jnp.concatenate(parts, axis=1) for parts in self._components(x, prepared)]
+        else:
+            pieces = self._by_pairs(x, prepared)
+        weighted = [weights[:, w, None] * piece for w, piece in enumerate(pieces)]
+        return jnp.concatenate(weighted, axis=1)
+
+    def __call__(
         self,
         x: Float[Array, "batch dim_1 channels"],
         y: Float[Array, "batch dim_2 channels_2"],
         weights: Float[Array, "batch_w num_weights channels_w"],
-    ) -> Float[Array, "batch dim_paths channels"]:
+    ) -> Float[Array, "batch dim_out channels"]:
+        if y.shape[2] > 1 and self._few:
+            return self._summed_components(x, y, weights)
+        prepared = self.prepare(y)
+        if weights.shape[2] > 1 or not isinstance(prepared, Matrices):
+            return self._sum_paths(self.couple(x, prepared, weights))
+        # weights that channels share sum the paths of the small matrices instead of the results
+        matrices = self._sum_paths(self._spread(weights) * prepared.matrices)
+        return jnp.einsum("bki,bic->bkc", matrices, x)
+
+    def _spread(
+        self, weights: Float[Array, "batch_w num_weights 1"]
+    ) -> Float[Array, "batch_w dim_paths 1"]:
+        dims = [path.ir_out.dim for path in self.paths]
+        return jnp.repeat(weights, np.array(dims), axis=1, total_repeat_length=sum(dims))
+
+    def _components(self, x, y) -> Iterator[list[Float[Array, "batch 1 channels"]]]:
+        """For each path the components of its product, over non-zero couplings alone."""
+        # split, not indexing: its transpose is one concatenation
+        xs = jax.lax.split(x, [1] * x.shape[1], axis=1)
+        ys = jax.lax.split(y, [1] * y.shape[1], axis=1)
+        for place in self.irreps_paths.slices():
+            yield [
+                sum(float(row[i, j]) * (xs[i] * ys[j]) for i, j in np.argwhere(row))
+                for row in self._couplings[place]
+            ]
+
+    def _summed_components(self, x, y, weights) -> Float[Array, "batch dim_out channels"]:
+        """The call without the products of each path in memory."""
+        totals = [jnp.zeros((x.shape[0], 1, x.shape[2]), x.dtype)] * self.irreps_out.dim
+        starts = [place.start for place in self.irreps_out.slices()]
+        for w, components in enumerate(self._components(x, y)):
+            weight = weights[:, w, None] / float(np.sqrt(self.into.count(self.into[w])))
+            for m, component in enumerate(components, starts[self.into[w]]):
+                totals[m] = totals[m] + weight * component
+        return jnp.concatenate(totals, axis=1)
+
+    def _by_pairs(self, x, y) -> list[Float[Array, "batch dim channels"]]:
         slices_1, slices_2 = self.irreps_1.slices(), self.irreps_2.slices()
-        results = []
-        for index, path in enumerate(self.paths):
-            x_1, y_2 = x[:, slices_1[path.index_1]], y[:, slices_2[path.index_2]]
-            constants = jnp.asarray(coupling(path), x.dtype)
-            if y.shape[2] == 1:
-                matrix = jnp.einsum("bj,ijk->bki", y_2[..., 0], constants)
-                product = jnp.einsum("bki,bic->bkc", matrix, x_1)
-            else:
-                product = jnp.einsum("bic,bjc,ijk->bkc", x_1, y_2, constants)
-            results.append(weights[:, index, None] * product)
-        return jnp.concatenate(results, axis=1)
+        products: dict[Path, Float[Array, "batch dim channels"]] = {}
+        for pair in sorted({(path.index_1, path.index_2) for path in self.paths}):
+            mine = [path for path in self.paths if (path.index_1, path.index_2) == pair]
+            outer = x[:, slices_1[pair[0]], None] * y[:, None, slices_2[pair[1]]]
+            constants = np.concatenate([coupling(path) for path in mine], axis=2)
+            together = jnp.einsum(
+                "bijc,ijk->bkc", outer, jnp.asarray(constants, x.dtype), precision="highest"
+            )
+            ends = np.cumsum([path.ir_out.dim for path in mine])[:-1].tolist()
+            products.update(zip(mine, jnp.split(together, ends, axis=1), strict=True))
+        return [products[path] for path in self.paths]
 
     def flops(self, batch: int, channels: int) -> int:
-        per_entry = sum(2 * np.count_nonzero(coupling(path)) for path in self.paths)
-        per_channel = sum(p.ir_out.dim * (2 * p.ir_1.dim + 1) for p in self.paths)
-        return int(batch * (per_entry + channels * per_channel))
+        per_channel = sum(3 * np.count_nonzero(coupling(p)) + p.ir_out.dim for p in self.paths)
+        return int(batch * channels * per_channel)
 
     def convolve(
         self,

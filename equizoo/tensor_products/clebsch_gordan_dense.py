@@ -32,9 +32,10 @@ class BoundClebschGordanDense(BoundProduct):
         self.irreps_1, self.irreps_2, self.irreps_out = irreps_1, irreps_2, irreps_out
         self.paths = allowed_paths(irreps_1, irreps_2, irreps_out)
         self.irreps_paths = e3nn.Irreps([(1, path.ir_out) for path in self.paths])
+        self.into = tuple(path.index_out for path in self.paths)
         self.num_weights = len(self.paths)
 
-    def per_path(
+    def couple(
         self,
         x: Float[Array, "batch dim_1 channels"],
         y: Float[Array, "batch dim_2 channels_2"],

@@ -5,24 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from equizoo.config import to_dict
 from equizoo.data.datasets import load_dataset
 from equizoo.data.readers import Dataset
-from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.recipe import (
-    DataConfig,
-    Recipe,
-    RunResult,
-    open_run_folder,
-    prepare_data,
-    run_fit,
-)
+from equizoo.train.recipe import DataConfig, RunResult, open_run_folder, prepare_data, run_fit
 
 
 def finetune_training(epochs: int = 40, learning_rate: float = 1e-3, **options: Any) -> TrainConfig:
@@ -68,7 +58,7 @@ def finetune(
     """
     folder = Path(folder)
     training = training or finetune_training()
-    recipe = Recipe(name=name or f"{base.name}-finetuned", data=data, training=training)
+    name = name or f"{base.name}-finetuned"
     facts = {
         "finetune": base.name,
         "data": to_dict(data),
@@ -76,36 +66,21 @@ def finetune(
         "old": list(old),
     }
     prepared = prepare_data(data)
+    remembered = {old_name: load_dataset(old_name) for old_name in old}
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
-    open_run_folder(folder, facts, resume)
-    e0 = new_reference_energies(base, data.reference_energies, prepared.train)
+    e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
         dict(base.reference_energies) | e0, prepared.train.level_of_theory
     )
-    new = {"valid": prepared.valid} | {t: load_dataset(t, data.keys) for t in data.test}
-    remembered = {name: load_dataset(name) for name in old}
-    before = {name: dict(evaluate(rebased, d).metrics) for name, d in new.items()}
-    before |= {name: dict(evaluate(base, d).metrics) for name, d in remembered.items()}
-    run = run_fit(base.model, prepared, rebased.reference_energies, recipe, folder)
+    open_run_folder(folder, facts, resume)
+    before = _errors(rebased, prepared.reported) | _errors(base, remembered)
+    run = run_fit(base.model, prepared, rebased.reference_energies, training, folder, name)
     if run is None:
         return None
-    after = dict(run.metrics)
     # old data are at the base model's level of theory
     restored = run.potential.with_reference_energies(base.reference_energies, base.level_of_theory)
-    after |= {name: dict(evaluate(restored, d).metrics) for name, d in remembered.items()}
-    return Finetuned(run, before, after)
+    return Finetuned(run, before, dict(run.metrics) | _errors(restored, remembered))
 
 
-def new_reference_energies(
-    base: Potential, choice: ReferenceEnergies, dataset: Dataset
-) -> dict[int, float]:  # [eV]
-    """Reference energies for the data's level of theory, by the chosen rule."""
-    residuals = None
-    if isinstance(choice, RefitFromModel):
-        labelled = [s for s in dataset.structures if s.energy is not None]
-        energies = [s.energy for s in labelled if s.energy is not None]
-        predicted = base.predict(labelled) if labelled else []
-        residuals = np.array(
-            [e - r.energy for e, r in zip(energies, predicted, strict=True)], np.float64
-        )
-    return choice.resolve(dataset, base.reference_energies, residuals)
+def _errors(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, Mapping[str, Any]]:
+    return {name: evaluate(potential, dataset).metrics for name, dataset in datasets.items()}

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from equizoo.data.pipeline import Packing, sequential_batches, training_stream
+from equizoo.eval.metrics import MeanErrors, error_entries
 from equizoo.graph import Frame
 from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
@@ -35,7 +36,9 @@ class Progress:
     plateau_wait: int = 0
     scale: float = 1.0  # of the learning rate, lowered on plateaus
     loss_sum: float = 0.0  # over the steps of the current epoch
-    error_sums: tuple[float, ...] = (0.0,) * len(ErrorSums._fields)
+    error_sums: list[list[float]] = dataclasses.field(  # likewise, the rows of ErrorSums
+        default_factory=lambda: np.zeros((len(ErrorSums._fields), 3)).tolist()
+    )
     skipped_steps: int = 0  # loss or gradient not finite
     seconds: float = 0.0  # spent training, all sessions of the run together
 
@@ -87,7 +90,7 @@ def fit(
         state, data, meta = restored
         stream.set_state(data)
         meta.pop("step")
-        progress = Progress(**meta | {"error_sums": tuple(meta["error_sums"])})
+        progress = Progress(**meta)
     first_step = int(state.step)
     log = RunLog(folder, first_step)
     live = LiveProgress(total_steps, first_step, title)
@@ -117,11 +120,11 @@ def fit(
                         "learning_rate": progress.scale * float(schedule(step)),
                     }
                     row |= _train_row(progress, steps_per_epoch)
-                    progress.loss_sum, progress.error_sums = 0.0, Progress.error_sums
+                    progress.loss_sum, progress.error_sums = 0.0, Progress().error_sums
                     if epoch % config.validate_every == 0 or step == total_steps:
                         sums = [validate(state.ema, *batch) for batch in valid_batches]
-                        errors = ErrorSums(*np.sum(jax.device_get(sums), axis=0).tolist())
-                        row |= _error_row(errors, "valid")
+                        errors = _errors(np.sum(jax.device_get(sums), axis=0, dtype=np.float64))
+                        row |= _prefixed("valid", error_entries(errors))
                         objective = _objective(errors, _stages(config)[-1])
                         row["valid_objective"] = objective
                         _update_plateau(progress, objective, config)
@@ -177,38 +180,32 @@ def _accumulate(progress: Progress, report: Any) -> None:
             )
         return
     progress.loss_sum += float(loss)
-    progress.error_sums = tuple(
-        a + float(b) for a, b in zip(progress.error_sums, errors, strict=True)
-    )
+    progress.error_sums = np.add(progress.error_sums, errors, dtype=np.float64).tolist()
 
 
 def _train_row(progress: Progress, steps: int) -> dict[str, float]:
     row = {"train_loss": progress.loss_sum / steps, "skipped_steps": progress.skipped_steps}
-    return row | _error_row(ErrorSums(*progress.error_sums), "train")
+    return row | _prefixed("train", error_entries(_errors(progress.error_sums)))
 
 
-def _error_row(sums: ErrorSums, split: str) -> dict[str, float]:
-    """Root mean square errors of the labels that were present."""
-    row = {}
-    for name, squares, count in (
-        ("energy_rmse_meV", sums.energy_squares, sums.energies),
-        ("energy_rmse_meV_per_atom", sums.energy_per_atom_squares, sums.energies),
-        ("forces_rmse_meV_per_A", sums.forces_squares, sums.force_components),
-        ("stress_rmse_meV_per_A3", sums.stress_squares, sums.stress_components),
-    ):
-        if count:
-            row[f"{split}_{name}"] = 1e3 * math.sqrt(squares / count)
-    return row
+def _errors(sums: Sequence[Sequence[float]] | np.ndarray) -> dict[str, MeanErrors]:
+    """By quantity, from the rows of :class:`ErrorSums`."""
+    rows = zip(ErrorSums._fields, np.asarray(sums).tolist(), strict=True)
+    return {quantity: MeanErrors(*row) for quantity, row in rows}
 
 
-def _objective(sums: ErrorSums, weights: LossWeights) -> float:
+def _prefixed(split: str, entries: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{key}": value for key, value in entries.items()}
+
+
+def _objective(errors: Mapping[str, MeanErrors], weights: LossWeights) -> float:
     """The weighted mean squared errors over a data set: what the best checkpoint minimises."""
     terms = (
-        (weights.energy, sums.energy_per_atom_squares, sums.energies),
-        (weights.forces, sums.forces_squares, sums.force_components),
-        (weights.stress, sums.stress_squares, sums.stress_components),
+        (weights.energy, errors["energy_per_atom"]),
+        (weights.forces, errors["forces"]),
+        (weights.stress, errors["stress"]),
     )
-    return float(sum(w * squares / count for w, squares, count in terms if count))
+    return float(sum(weight * e.squares / e.count for weight, e in terms if e.count))
 
 
 def _update_plateau(progress: Progress, objective: float, config: TrainConfig) -> None:

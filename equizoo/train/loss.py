@@ -32,31 +32,26 @@ def loss(
 
 
 class ErrorSums(NamedTuple):
-    """Sums over the labels of a batch, from which means over a data set are formed."""
+    """What :class:`equizoo.eval.metrics.MeanErrors` needs of a batch, for each quantity.
 
-    energy_squares: Float[Array, ""]  # [eV^2]
-    energy_per_atom_squares: Float[Array, ""]  # [eV^2]
-    forces_squares: Float[Array, ""]  # [(eV/Å)^2]
-    stress_squares: Float[Array, ""]  # [(eV/Å^3)^2]
-    energies: Float[Array, ""]
-    force_components: Float[Array, ""]
-    stress_components: Float[Array, ""]
+    The number of components that have a label, and the sums of their absolute and squared errors.
+    """
+
+    energy: Float[Array, "3"]
+    energy_per_atom: Float[Array, "3"]
+    forces: Float[Array, "3"]
+    stress: Float[Array, "3"]
 
 
 def error_sums(prediction: Prediction, graph: Graph, labels: Labels) -> ErrorSums:
-    """Squared errors of a batch and the numbers of labels behind them."""
-    energy = jnp.where(labels.energy_mask, prediction.energy - labels.energy, 0)
-    forces = jnp.where(labels.forces_mask[:, None], prediction.forces - labels.forces, 0)
-    stress = jnp.where(labels.stress_mask[:, None, None], prediction.stress - labels.stress, 0)
-    count = labels.energy.dtype
+    """The sums of a batch, from which means over a data set are formed."""
+    energy = prediction.energy - labels.energy
+    atoms = _num_atoms(graph, labels.energy.dtype)
     return ErrorSums(
-        energy_squares=jnp.sum(energy**2),
-        energy_per_atom_squares=jnp.sum((energy / _num_atoms(graph, count)) ** 2),
-        forces_squares=jnp.sum(forces**2),
-        stress_squares=jnp.sum(stress**2),
-        energies=jnp.sum(labels.energy_mask).astype(count),
-        force_components=3 * jnp.sum(labels.forces_mask).astype(count),
-        stress_components=9 * jnp.sum(labels.stress_mask).astype(count),
+        energy=_sums(energy, labels.energy_mask),
+        energy_per_atom=_sums(energy / atoms, labels.energy_mask),
+        forces=_sums(prediction.forces - labels.forces, labels.forces_mask),
+        stress=_sums(prediction.stress - labels.stress, labels.stress_mask),
     )
 
 
@@ -64,10 +59,23 @@ def _num_atoms(graph: Graph, dtype) -> Float[Array, " graphs"]:
     return jnp.maximum(sum_graphs(jnp.ones(graph.num_nodes, dtype), graph), 1)
 
 
-def _masked_mean(x: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    x = jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, 0)
+def _masked(
+    x: Float[Array, "n ..."], mask: Bool[Array, " n"]
+) -> tuple[Float[Array, "n ..."], Float[Array, ""]]:
+    """Zero where there is no label, and how many components there are elsewhere."""
     components = x.size // x.shape[0]
-    return jnp.sum(x) / jnp.maximum(components * jnp.sum(mask), 1).astype(x.dtype)
+    expanded = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+    return jnp.where(expanded, x, 0), (components * jnp.sum(mask)).astype(x.dtype)
+
+
+def _masked_mean(x: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    x, count = _masked(x, mask)
+    return jnp.sum(x) / jnp.maximum(count, 1)
+
+
+def _sums(errors: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, "3"]:
+    errors, count = _masked(errors, mask)
+    return jnp.stack([count, jnp.sum(jnp.abs(errors)), jnp.sum(errors**2)])
 
 
 def _penalty(delta: float | None):

@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class LiveProgress:
-    """A rich progress bar over steps; prints one line per epoch where there is no terminal."""
+    """A rich progress bar over steps on stderr; one line per epoch where that is no terminal."""
 
     def __init__(self, total_steps: int, first_step: int, title: str):
         from rich.console import Console
@@ -59,7 +59,7 @@ class LiveProgress:
             TimeRemainingColumn,
         )
 
-        self._console = Console()
+        self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -33,18 +33,20 @@ class DataConfig:
 
     train: str  # name of a data set, or a file
     valid: str | None = None  # likewise; None: split off from train
-    num_valid: int = 0  # frames to split off
+    num_valid: int | None = None  # frames to split off; None: a tenth
     split_seed: int = 0
-    test: tuple[str, ...] = ()  # evaluated once, at the end
+    test: tuple[str, ...] = ()  # neither trained on nor chosen by
     keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
     reference_energies: ReferenceEnergies = IsolatedAtoms()
 
     def __post_init__(self):
-        if (self.valid is None) == (self.num_valid == 0):
+        if self.valid is not None and self.num_valid is not None:
             raise ValueError(
                 "Give either valid (a data set) or num_valid (frames split off from train); got "
                 f"valid={self.valid!r} and num_valid={self.num_valid}."
             )
+        if self.num_valid is not None and self.num_valid < 1:
+            raise ValueError(f"num_valid is {self.num_valid}, expected at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,9 @@ class Recipe:
     """A whole run. ``model`` may leave out what the data decide: elements, neighbours, scale."""
 
     name: str
+    model: Mapping[str, Any]
     data: DataConfig
     training: TrainConfig
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -62,32 +64,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no recipe {path}; expected a JSON file.")
-    return recipe_from_dict(parse_json(path.read_text(), str(path)), str(path))
-
-
-def recipe_from_dict(fields: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from what :func:`recipe_to_dict` gives."""
-    fields = dict(fields)
-    model = fields.pop("model", {})
-    if not isinstance(model, Mapping):
-        raise ValueError(f"{where}: model is {model!r}, expected the fields of an architecture.")
-    return dataclasses.replace(from_dict(_Rest, fields, where).recipe(), model=dict(model))
-
-
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """JSON-able fields of a recipe."""
-    rest = _Rest(name=recipe.name, data=recipe.data, training=recipe.training)
-    return {"name": recipe.name, "model": dict(recipe.model)} | to_dict(rest)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Rest:
-    name: str
-    data: DataConfig
-    training: TrainConfig
-
-    def recipe(self) -> Recipe:
-        return Recipe(name=self.name, data=self.data, training=self.training)
+    return from_dict(Recipe, parse_json(path.read_text(), str(path)), str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +73,16 @@ class Prepared:
 
     train: Dataset
     valid: Dataset
+    test: Mapping[str, Dataset]
 
     @property
     def elements(self) -> tuple[int, ...]:
         return tuple(sorted(set(self.train.elements) | set(self.valid.elements)))
+
+    @property
+    def reported(self) -> Mapping[str, Dataset]:
+        """The sets that errors are reported on, by name."""
+        return {"valid": self.valid, **self.test}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +103,22 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> RunRes
     ``resume``, for a recipe other than the folder's with it, and for unusable data.
     """
     folder = Path(folder)
-    open_run_folder(folder, {"recipe": recipe_to_dict(recipe)}, resume)
     data = prepare_data(recipe.data)
     e0 = recipe.data.reference_energies.resolve(_joined(data))
     config = complete_config(recipe.model, data)
     model = config.build(rngs=nnx.Rngs(recipe.training.seed))
-    return run_fit(model, data, e0, recipe, folder)
+    # Only now: a mistake in the recipe leaves no folder behind.
+    open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
+    return run_fit(model, data, e0, recipe.training, folder, recipe.name)
 
 
 def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
-    """Creates a run's folder with ``run.json``, or checks that an existing one is the same run."""
+    """Creates a run's folder with ``run.json``, or checks that an existing one is the same run.
+
+    A folder with nothing else in it is that of a run that failed before it began, and free.
+    """
     text, path = format_json(facts), folder / "run.json"
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(file != path for file in folder.iterdir()):
         if not resume:
             raise ValueError(
                 f"The output folder {folder} exists and is not empty. Choose another, or continue "
@@ -160,21 +147,29 @@ def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> Non
 
 
 def prepare_data(config: DataConfig) -> Prepared:
-    """The training and validation sets, the latter split off at random where so configured."""
-    dataset = load_dataset(config.train, config.keys)
-    if config.valid is not None:
-        return Prepared(dataset, load_dataset(config.valid, config.keys))
-    if config.num_valid >= len(dataset):
+    """All sets of a configuration, the validation set split off at random where none is named."""
+    train = load_dataset(config.train, config.keys)
+    if config.valid is None:
+        train, valid = _split(train, config.num_valid, config.split_seed)
+    else:
+        valid = load_dataset(config.valid, config.keys)
+    return Prepared(train, valid, {name: load_dataset(name, config.keys) for name in config.test})
+
+
+def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset, Dataset]:
+    if num_valid is None:
+        num_valid = max(1, len(dataset) // 10)
+    cut = len(dataset) - num_valid
+    if cut < 1:
         raise ValueError(
-            f"num_valid is {config.num_valid}, but {config.train} has {len(dataset)} frames; leave "
-            "some to train on."
+            f"num_valid is {num_valid}, but {dataset.name} has {len(dataset)} frames; leave some "
+            "to train on."
         )
-    order = np.random.default_rng(config.split_seed).permutation(len(dataset))
-    shuffled = [dataset.structures[i] for i in order]
-    cut = len(dataset) - config.num_valid
-    return Prepared(
-        dataclasses.replace(dataset, structures=tuple(shuffled[:cut])),
-        dataclasses.replace(dataset, structures=tuple(shuffled[cut:])),
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    train, valid = (tuple(dataset.structures[i] for i in part) for part in np.split(order, [cut]))
+    return (
+        dataclasses.replace(dataset, structures=train),
+        dataclasses.replace(dataset, structures=valid),
     )
 
 
@@ -184,29 +179,26 @@ def complete_config(fields: Mapping[str, Any], data: Prepared) -> ArchitectureCo
     Elements are those of the data, ``avg_num_neighbors`` is the mean over the training set, and
     ``scale`` (where the architecture has one) the root mean square force of it.
     """
-    fields = dict(fields)
-    if "cutoff" not in fields:
-        raise ValueError("The recipe's model needs a cutoff [Å]; 5.0 is usual.")
-    fields.setdefault("atomic_numbers", list(data.elements))
+    stand_ins = {"atomic_numbers": list(data.elements), "avg_num_neighbors": 1.0}
+    config = from_dict(ArchitectureConfig, stand_ins | dict(fields), "model")
+    measured: dict[str, Any] = {}
     if "avg_num_neighbors" not in fields:
-        frames = _frames(data.train.structures, fields["cutoff"], tuple(fields["atomic_numbers"]))
+        frames = _frames(data.train.structures, config.cutoff, config.atomic_numbers)
         mean = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
-        fields["avg_num_neighbors"] = max(mean, 1.0)
+        measured["avg_num_neighbors"] = max(mean, 1.0)
     forces = [s.forces for s in data.train.structures if s.forces is not None]
-    if "scale" not in fields and forces:
-        architecture = ArchitectureConfig.registry[fields.get("architecture", "")]
-        if "scale" in {field.name for field in dataclasses.fields(architecture)}:
-            fields["scale"] = float(np.sqrt(np.mean(np.concatenate(forces) ** 2)))
-    return from_dict(ArchitectureConfig, fields, "model")
+    if "scale" not in fields and hasattr(config, "scale") and forces:
+        measured["scale"] = float(np.sqrt(np.mean(np.concatenate(forces) ** 2)))
+    return dataclasses.replace(config, **measured)
 
 
 def run_fit(
     model: Architecture,
     data: Prepared,
     reference_energies: Mapping[int, float],  # [eV]
-    recipe: Recipe,
+    training: TrainConfig,
     folder: Path,
-    extra_tests: Sequence[str] = (),
+    name: str,
 ) -> RunResult | None:
     """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`."""
     config = model.config
@@ -216,12 +208,10 @@ def run_fit(
     }
     packing = make_packing(
         [*frames["train"], *frames["valid"]],
-        recipe.training.batch_size,
+        training.batch_size,
         np.array([reference_energies[z] for z in config.atomic_numbers]),
     )
-    fitted = fit(
-        model, frames["train"], frames["valid"], packing, recipe.training, folder, recipe.name
-    )
+    fitted = fit(model, frames["train"], frames["valid"], packing, training, folder, name)
     if not fitted.finished:
         return None
     potential = Potential(
@@ -229,23 +219,16 @@ def run_fit(
         reference_energies={z: reference_energies[z] for z in config.atomic_numbers},
         energy_reference=data.train.energy_reference,
         level_of_theory=data.train.level_of_theory,
-        name=recipe.name,
+        name=name,
     )
     if not (folder / "model").exists():
         potential.save(folder / "model")
-    metrics = {}
-    evaluations = {}
-    datasets = {"valid": data.valid}
-    datasets |= {
-        name: load_dataset(name, recipe.data.keys) for name in (*recipe.data.test, *extra_tests)
-    }
-    for name, dataset in datasets.items():
-        evaluations[name] = evaluate(potential, dataset)
-        metrics[name] = dict(evaluations[name].metrics)
+    evaluations = {where: evaluate(potential, dataset) for where, dataset in data.reported.items()}
+    metrics = {where: dict(evaluation.metrics) for where, evaluation in evaluations.items()}
     learning_curve(read_rows(folder / "metrics.jsonl"), folder / "learning_curve.png")
     parity_plot(list(evaluations.values()), folder / "parity.png")
     report = {
-        "name": recipe.name,
+        "name": name,
         "metrics": metrics,
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,

@@ -15,11 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.graph import Graph, from_species_blocks, to_species_blocks
-from equizoo.layers.activation import ActivationConstant, normalized_silu
+from equizoo.layers.activation import ActivationConstant
 from equizoo.layers.harmonics import safe_norm, spherical_harmonics
 from equizoo.layers.linear import EquivariantLinear, SpeciesLinear, normal_param
-from equizoo.layers.radial import RadialMLP, bessel_basis, polynomial_envelope
-from equizoo.tensor_products._base import TensorProduct
+from equizoo.layers.mlp import ScalarMLP
+from equizoo.layers.radial import bessel_basis, polynomial_envelope
+from equizoo.tensor_products._base import TensorProduct, natural_irreps
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.zoo._base import Architecture, ArchitectureConfig
 
@@ -84,11 +85,6 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def natural_irreps(l_max: int) -> e3nn.Irreps:
-    """``0e + 1o + 2e + ...``: the parities of spherical harmonics."""
-    return e3nn.Irreps([(1, (degree, (-1) ** degree)) for degree in range(l_max + 1)])
-
-
 class MACE(Architecture):
     """Two or more layers of (sum over neighbours, symmetric power, readout)."""
 
@@ -104,7 +100,8 @@ class MACE(Architecture):
             last = index == len(config.interactions) - 1
             irreps_out = natural_irreps(0 if last else config.hidden_l_max)
             layers.append(MACELayer(config, kind, irreps, irreps_out, rngs=rngs))
-            readouts.append(Readout(config, nonlinear=last, rngs=rngs))
+            widths = (channels, config.readout_channels, 1) if last else (channels, 1)
+            readouts.append(ScalarMLP(widths, activation=config.activation, rngs=rngs))
             irreps = irreps_out
         self.layers = nnx.List(layers)
         self.readouts = nnx.List(readouts)
@@ -134,7 +131,7 @@ class MACE(Architecture):
         total = jnp.zeros(graph.num_nodes, vectors.dtype)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             x = layer(x, harmonics, radial, graph)
-            total = total + readout(x[:, 0])
+            total = total + readout(x[:, 0])[:, 0]
         return total
 
 
@@ -156,7 +153,7 @@ class MACELayer(nnx.Module):
         messages = natural_irreps(config.l_max)
         product, power = self._products()
         self.linear_up = EquivariantLinear(irreps_in, irreps_in, channels, channels, rngs=rngs)
-        self.radial = RadialMLP(
+        self.radial = ScalarMLP(
             (config.num_bessel, *config.radial_widths, channels * product.num_weights),
             activation=config.activation,
             rngs=rngs,
@@ -205,26 +202,6 @@ class MACELayer(nnx.Module):
         if self.kind is Interaction.REAL_AGNOSTIC_RESIDUAL:
             result = result + self.species_linear(x, graph)
         return result
-
-
-class Readout(nnx.Module):
-    """Energy of an atom from its scalars: linear, or through one hidden SiLU layer."""
-
-    def __init__(self, config: MACEConfig, *, nonlinear: bool, rngs: nnx.Rngs):
-        self.activation = config.activation
-        widths = (
-            (config.channels, config.readout_channels, 1) if nonlinear else (config.channels, 1)
-        )
-        self.kernels = nnx.List(
-            [normal_param(rngs, shape) for shape in zip(widths[:-1], widths[1:], strict=True)]
-        )
-
-    def __call__(self, x: Float[Array, "nodes channels"]) -> Float[Array, " nodes"]:
-        silu = normalized_silu(self.activation)
-        for index, param in enumerate(self.kernels):
-            kernel = param[...].astype(x.dtype)
-            x = (silu(x) if index else x) @ (kernel / float(np.sqrt(kernel.shape[0])))
-        return x[:, 0]
 
 
 def _lone_atoms(num_species: int) -> Graph:

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from equizoo.layers.activation import ActivationConstant, normalized_silu
-from equizoo.layers.radial import RadialMLP, bessel_basis, polynomial_envelope
+from equizoo.layers.mlp import ScalarMLP
+from equizoo.layers.radial import bessel_basis, polynomial_envelope
 
 CUTOFF = 4.0  # [Å]
 
@@ -87,12 +88,12 @@ def test_the_torch_constant_is_that_of_checkpoints():
 
 
 def test_radial_network_of_zero_is_zero():
-    network = RadialMLP((8, 16, 16, 5), rngs=nnx.Rngs(0))
+    network = ScalarMLP((8, 16, 16, 5), rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(network(jnp.zeros((3, 8))), 0)
 
 
 def test_radial_network_by_hand():
-    network = RadialMLP((4, 3, 2), activation=ActivationConstant.TORCH, rngs=nnx.Rngs(0))
+    network = ScalarMLP((4, 3, 2), activation=ActivationConstant.TORCH, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(6, 4))
     first, last = (np.asarray(kernel[...], np.float64) for kernel in network.kernels)
     hidden = x @ first / 2
@@ -101,7 +102,7 @@ def test_radial_network_by_hand():
 
 
 def test_radial_network_keeps_unit_variance():
-    network = RadialMLP((8, 256, 256, 64), rngs=nnx.Rngs(1))
+    network = ScalarMLP((8, 256, 256, 64), rngs=nnx.Rngs(1))
     x = np.random.default_rng(0).normal(size=(2000, 8))
     second_moment = np.mean(np.asarray(network(jnp.asarray(x))) ** 2)
     assert 0.8 < second_moment < 1.2  # one, up to the draw of the weights

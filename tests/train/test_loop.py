@@ -32,7 +32,7 @@ def test_errors_fall_and_the_best_average_is_returned(frames, tmp_path):
     objectives = [row["valid_objective"] for row in rows]
     assert fitted.best_epoch == 1 + int(np.argmin(objectives))
     assert fitted.finished and fitted.epochs == 12
-    assert rows[-1]["valid_forces_rmse_meV_per_A"] > 0
+    assert rows[-1]["valid_forces_rmse_meV_per_A"] > rows[-1]["valid_forces_mae_meV_per_A"] > 0
     assert any((tmp_path / "tensorboard").iterdir())
 
 

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from conftest import make_structures
 
+from equizoo.config import from_dict, to_dict
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import Given, LeastSquares, RefitFromModel
 from equizoo.eval.potential import load
 from equizoo.structure import EnergyReference
+from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.finetune import finetune, new_reference_energies
+from equizoo.train.finetune import finetune
 from equizoo.train.recipe import (
     DataConfig,
     Recipe,
     complete_config,
     load_recipe,
+    open_run_folder,
     prepare_data,
-    recipe_from_dict,
-    recipe_to_dict,
     train,
 )
 
@@ -69,12 +70,12 @@ def trained(recipe, tmp_path_factory):
 
 def test_a_recipe_round_trips_through_json(recipe, tmp_path):
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(recipe_to_dict(recipe)))
+    path.write_text(json.dumps(to_dict(recipe)))
     assert load_recipe(path) == recipe
-    fields = recipe_to_dict(recipe)
+    fields = to_dict(recipe)
     fields["training"]["epoch"] = 3
     with pytest.raises(ValueError, match=r"training\.epoch: unknown field.*epochs"):
-        recipe_from_dict(fields)
+        from_dict(Recipe, fields)
     with pytest.raises(ValueError, match="There is no recipe"):
         load_recipe(tmp_path / "absent.json")
 
@@ -98,8 +99,10 @@ def test_what_the_recipe_leaves_out_comes_from_the_data(recipe):
     assert config.scale == pytest.approx(np.sqrt(np.mean(forces**2)))
     assert 1.0 <= config.avg_num_neighbors < 20
     assert complete_config(MODEL | {"scale": 2.0}, data).scale == 2.0
-    with pytest.raises(ValueError, match="needs a cutoff"):
+    with pytest.raises(ValueError, match="cutoff: missing, expected float"):
         complete_config({k: v for k, v in MODEL.items() if k != "cutoff"}, data)
+    with pytest.raises(ValueError, match="cutoff: expected float, got '4.0'"):
+        complete_config(MODEL | {"cutoff": "4.0"}, data)
 
 
 def test_the_split_is_disjoint_complete_and_repeatable(recipe):
@@ -112,7 +115,11 @@ def test_the_split_is_disjoint_complete_and_repeatable(recipe):
     with pytest.raises(ValueError, match="num_valid is 24, but .* has 24 frames"):
         prepare_data(dataclasses.replace(recipe.data, num_valid=24))
     with pytest.raises(ValueError, match="either valid .* or num_valid"):
-        DataConfig(train="x")
+        DataConfig(train="x", valid="y", num_valid=6)
+    with pytest.raises(ValueError, match="num_valid is 0, expected at least 1"):
+        DataConfig(train="x", num_valid=0)
+    tenth = prepare_data(dataclasses.replace(recipe.data, num_valid=None))
+    assert (len(tenth.train), len(tenth.valid)) == (22, 2)
 
 
 def test_an_existing_folder_is_not_overwritten_and_drift_is_shown(recipe, trained):
@@ -123,6 +130,19 @@ def test_an_existing_folder_is_not_overwritten_and_drift_is_shown(recipe, traine
         train(changed, trained.folder, resume=True)
     with pytest.raises(ValueError, match="no run to resume"):
         train(recipe, trained.folder.parent / "absent", resume=True)
+
+
+def test_a_run_that_failed_before_it_began_leaves_its_folder_free(recipe, tmp_path):
+    folder = tmp_path / "run"
+    missing = dataclasses.replace(recipe.data, test=("no/such/set",))
+    with pytest.raises(ValueError, match="no/such/set"):
+        train(dataclasses.replace(recipe, data=missing), folder)
+    assert not folder.exists()
+    frozen = dataclasses.replace(TRAINING, optimizer=Optimizer(frozen=("layer.*",)))
+    with pytest.raises(ValueError, match="matches no parameter"):
+        train(dataclasses.replace(recipe, training=frozen), folder)
+    open_run_folder(folder, {"another": "run"}, resume=False)
+    assert json.loads((folder / "run.json").read_text()) == {"another": "run"}
 
 
 def test_refitted_reference_energies_remove_the_mean_error(trained, data_file, recipe):
@@ -137,30 +157,40 @@ def test_refitted_reference_energies_remove_the_mean_error(trained, data_file, r
         ),
     )
     base = trained.potential
-    e0 = new_reference_energies(base, RefitFromModel(), shifted)
-    unshifted = new_reference_energies(base, RefitFromModel(), data.train)
+    e0 = RefitFromModel().resolve(shifted, base)
+    unshifted = RefitFromModel().resolve(data.train, base)
     assert e0[13] - unshifted[13] == pytest.approx(-2.0, abs=1e-4)
     assert e0[29] - unshifted[29] == pytest.approx(-5.0, abs=1e-4)
 
 
 def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
-    trained, data_file, tmp_path
+    trained, data_file, tmp_path, monkeypatch
 ):
+    read = []
+    load_dataset = recipe_module.load_dataset
+    monkeypatch.setattr(
+        recipe_module, "load_dataset", lambda name, keys: read.append(name) or load_dataset(name)
+    )
     shifted = [
         dataclasses.replace(s, energy=s.energy + 7.0 * s.num_nodes)
         for s in make_structures(24, seed=9)
     ]
     new = tmp_path / "new.xyz"
-    write_structures(new, shifted)
+    test = tmp_path / "test.xyz"
+    write_structures(new, shifted[:20])
+    write_structures(test, shifted[20:])
     before = trained.potential.predict(shifted[0]).energy
     result = finetune(
         trained.potential,
-        DataConfig(train=str(new), num_valid=6, reference_energies=RefitFromModel()),
+        DataConfig(
+            train=str(new), num_valid=6, test=(str(test),), reference_energies=RefitFromModel()
+        ),
         tmp_path / "run",
         training=dataclasses.replace(TRAINING, epochs=6),
         old=(str(data_file),),
     )
-    assert set(result.before) == set(result.after) == {"valid", str(data_file)}
+    assert read == [str(new), str(test)]
+    assert list(result.before) == list(result.after) == ["valid", str(test), str(data_file)]
     key = "forces_rmse_meV_per_A"
     assert result.after["valid"][key] < result.before["valid"][key]
     # the constant of 7 eV per atom is gone before any weight moves
@@ -191,8 +221,6 @@ def test_frozen_layers_of_a_fine_tuned_model_are_the_base_models(trained, data_f
 
 
 def test_energies_of_another_kind_are_refused(trained, data_file, tmp_path, monkeypatch):
-    from equizoo.train import recipe as recipe_module
-
     original = recipe_module.load_dataset
 
     def adsorption(*args, **kwargs):

@@ -1,5 +1,6 @@
 """MACE against an independent evaluation by explicit loops, and against published sizes."""
 
+import dataclasses
 import functools
 
 import e3nn_jax as e3nn
@@ -20,9 +21,12 @@ from small_models import (
     turned,
 )
 
+from equizoo.config import from_dict, to_dict
 from equizoo.layers.activation import ActivationConstant
 from equizoo.neighbors import neighbor_list
+from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.structure import Structure
+from equizoo.tensor_products._base import TensorProduct
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 from equizoo.tensor_products.clebsch_gordan_dense import ClebschGordanDense
 from equizoo.zoo.mace import SIZES, Interaction, MACEConfig
@@ -225,6 +229,43 @@ def test_lone_atoms(name):
         else:
             np.testing.assert_allclose(energy, oracle(small, lone(number))[0], rtol=ORACLE)
             assert abs(energy - small.config.shift) > 1e-4
+
+
+# ---- every tensor product ------------------------------------------------------------------------
+
+# Two true tensors give none of what MACE carries on: these hold odd couplings alone.
+ODD = ("poisson_bracket", "vector_signal")
+
+
+@pytest.mark.parametrize("name", [name for name in TENSOR_PRODUCTS if name not in ODD])
+def test_every_tensor_product_by_config_alone(name):
+    """Over edges, and as the product basis where the product has a many-body form."""
+    cls = TENSOR_PRODUCTS[name]
+    fields = {"tensor_product": cls()}
+    if cls._bind_power is not TensorProduct._bind_power:
+        fields["product_basis"] = cls()
+    config = small_config("mace", **fields)
+    assert from_dict(MACEConfig, to_dict(config)) == config
+    small, structure = SmallModel(config), STRUCTURES["slab"]
+    energy, forces, stress = small.one(structure)
+    assert np.abs(forces).max() > 1e-3
+    matrix = -Rotation.random(random_state=0).as_matrix()
+    expected = energy, forces @ matrix.T, matrix @ stress @ matrix.T
+    assert_close(small.one(turned(structure, matrix)), expected, 1e-10)
+    direction = np.random.default_rng(0).normal(size=forces.shape)
+
+    def along(t):
+        moved = dataclasses.replace(structure, positions=structure.positions + t * direction)
+        return small.energy(moved)
+
+    np.testing.assert_allclose(-np.sum(forces * direction), derivative(along, 1e-3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_products_of_odd_couplings_alone_are_refused(name):
+    config = small_config("mace", tensor_product=TENSOR_PRODUCTS[name]())
+    with pytest.raises(ValueError, match="No path couples"):
+        config.build(rngs=nnx.Rngs(0))
 
 
 # ---- sizes ---------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""Compiled programs and their times: compilation apart, every call awaited, programs in turns."""
+
+import contextlib
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from equizoo import __version__
+
+
+class Program(NamedTuple):
+    """A compiled function together with its arguments."""
+
+    run: Callable[[], Any]  # one call, returns when the result is there
+    compile_s: float  # tracing, lowering and compiling
+    bytes: int  # arguments and results: what must be moved at least
+    memory: int  # [bytes] those and the temporaries
+    flops: float | None  # as XLA counts them; None if it does not
+
+
+class Timing(NamedTuple):
+    """Times of several calls [ms]."""
+
+    median_ms: float
+    min_ms: float
+    repeats: int
+
+
+class Environment(NamedTuple):
+    """Where and with what something was timed."""
+
+    device: str
+    cores: int  # that this process may use
+    precision: str  # of matrix products
+    python: str
+    jax: str
+    jaxlib: str
+    equizoo: str
+    commit: str  # "" outside a checkout, ends in "-dirty" if files differ from it
+
+
+@contextlib.contextmanager
+def numerics(dtype: str) -> Iterator[None]:
+    """JAX as a stranger has it, but with x64 as ``dtype`` needs it and full matrix products."""
+    with (
+        jax.enable_x64(dtype == "float64"),
+        jax.default_matmul_precision("highest"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Every program is compiled: none is read from JAX's cache on disk, which tells no times."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    _enable_cache(False)
+    try:
+        yield
+    finally:
+        _enable_cache(before)
+
+
+def _enable_cache(enable: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enable)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
+
+
+def compile_program(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    constants: Sequence[Any] = (),
+    backward: bool = False,
+) -> Program:
+    """``function(*arguments, *constants)``, compiled.
+
+    With ``backward`` half the sum of squares of all results, and its derivatives by all of
+    ``arguments``: the forward part cannot be left out, as it could be for a bilinear function whose
+    cotangent is given.
+    """
+
+    def half_square(*values):
+        leaves = jax.tree.leaves(function(*values))
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / 2
+
+    called = jax.value_and_grad(half_square, range(len(arguments))) if backward else function
+    values = jax.tree.map(jnp.asarray, (*arguments, *constants))
+    start = time.perf_counter()
+    lowered = jax.jit(lambda *values: called(*values)).lower(*values)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    floor = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves((values, lowered.out_info))
+    )
+    memory = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes if memory else 0  # not every backend says
+    costs = compiled.cost_analysis() or {}
+    return Program(
+        run=lambda: jax.block_until_ready(compiled(*values)),
+        compile_s=seconds,
+        bytes=floor,
+        memory=floor + temporary,
+        flops=costs.get("flops"),
+    )
+
+
+def time_in_turns(
+    programs: Sequence[Callable[[], Any]],
+    seconds: float = 1.0,
+    repeats: tuple[int, int] = (10, 100),
+) -> list[Timing]:
+    """Times of programs that take turns, so that all meet the same state of the machine.
+
+    Each is called once to warm up, then as often as all together take about ``seconds`` times
+    their number, within ``repeats``.
+    """
+    for run in programs:
+        run()
+    start = time.perf_counter()
+    first = [_seconds(run) for run in programs]
+    each_round = (time.perf_counter() - start) / max(len(programs), 1)
+    rounds = min(max(math.ceil(seconds / max(each_round, 1e-9)), repeats[0]), repeats[1])
+    times = np.array([first] + [[_seconds(run) for run in programs] for _ in range(rounds - 1)])
+    return [Timing(1e3 * float(np.median(t)), 1e3 * float(t.min()), rounds) for t in times.T]
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def environment() -> Environment:
+    """Of this process; matrix products are those of :func:`numerics`."""
+    affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
+    return Environment(
+        device=_device(),
+        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        precision="highest",
+        python=platform.python_version(),
+        jax=jax.__version__,
+        jaxlib=installed_version("jaxlib"),
+        equizoo=__version__,
+        commit=_commit(Path(__file__).parents[2]),
+    )
+
+
+def installed_version(distribution: str) -> str:
+    """The version of an installed distribution, or nothing."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    with contextlib.suppress(OSError):  # only on Linux
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str:
+    """The commit of a checkout; nothing is locked or written."""
+    if not (folder / ".git").exists():
+        return ""
+    command = ["git", "--no-optional-locks", "-C", str(folder), "describe"]
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        found = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+    return ""
