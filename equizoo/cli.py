@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -340,7 +340,7 @@ def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -
 def benchmark(
     what: tyro.conf.Positional[Literal["tensor-products"]],
     out: Path,
-    protocol: Literal["sweep", "side-by-side"] = "sweep",
+    protocol: Literal["sweep", "side-by-side", "auto"] = "sweep",
     variants: tuple[str, ...] = (),
     modes: tuple[Literal["SISO", "SIMO", "MIMO"], ...] = (),
     comparisons: tuple[
@@ -360,14 +360,16 @@ def benchmark(
 
     The protocol 'sweep' times every product over degrees, channels and batches, forward and with
     derivatives, as the paper The Price of Freedom does; 'side-by-side' times ours and those of
-    other installed libraries (pip install 'equizoo[peers]') in turns on equal arguments. Leave the
-    machine alone meanwhile. Points are written one by one; the same command continues a file that
-    was left unfinished, and adds other sizes to it. What is not measured has a row with the reason.
+    other installed libraries (pip install 'equizoo[peers]') in turns on equal arguments; 'auto'
+    finds the fastest of the equal forms of the Clebsch-Gordan product for this device and writes
+    auto_table.json, for the field 'table' of the product 'auto'. Leave the machine alone meanwhile.
+    Points are written one by one; the same command continues a file that was left unfinished, and
+    adds other sizes to it. What is not measured has a row with the reason.
 
     Args:
         what: the benchmark.
         out: folder for the CSV file and the figures.
-        protocol: ours over sizes, or ours beside others'.
+        protocol: ours over sizes, ours beside others', or the fastest of equal ones.
         variants: products, as in `equizoo.registry.TENSOR_PRODUCTS` (default: all).
         modes: of the sweep: which irreps are single (default: all).
         comparisons: side by side: what is computed (default: all).
@@ -382,6 +384,7 @@ def benchmark(
         memory_limit: in GB, of arguments, results and temporaries of a point.
     """
     from equizoo.eval.benchmark import Limits, SideBySide, Sweep, run
+    from equizoo.eval.benchmark_auto import auto_plan, write_choices
     from equizoo.eval.benchmark_plots import figures
 
     sweep = protocol == "sweep"
@@ -390,17 +393,21 @@ def benchmark(
     options = dict(variants=variants, l_max=l_max, channels=channels, batch=batch)
     options |= dict(modes=modes) if sweep else dict(comparisons=comparisons)
     given: dict[str, Any] = {name: value for name, value in options.items() if value}
-    plan = (
-        Sweep(**given, limits=limits) if sweep else SideBySide(**given, limits=limits, cells=cells)
-    )
-    file, rows = run(plan, out, _ignore if json == Path("-") else _print_row)
+    plans: dict[str, Callable[[], Sweep | SideBySide]] = {
+        "sweep": lambda: Sweep(**given, limits=limits),
+        "side-by-side": lambda: SideBySide(**given, limits=limits, cells=cells),
+        "auto": lambda: dataclasses.replace(auto_plan(limits), **given, cells=cells),
+    }
+    file, rows = run(plans[protocol](), out, _ignore if json == Path("-") else _print_row)
     reasons = Counter(row.skipped for row in rows if row.skipped)
-    result = {
+    result: dict[str, Any] = {
         "file": str(file),
         "points": len(rows) - reasons.total(),
         "skipped": dict(reasons.most_common()),
         "figures": [str(figure) for figure in figures(rows, out)],
     }
+    if protocol == "auto":
+        result["table"] = str(write_choices(rows, out))
     if not _emit(result, json):
         _print_benchmark(result)
 
@@ -554,6 +561,7 @@ def _print_benchmark(result: Mapping[str, Any]) -> None:
     lines = [f"{result['points']} points: {result['file']}"]
     lines += [f"{count} not measured: {reason}" for reason, count in result["skipped"].items()]
     lines += [f"figure: {figure}" for figure in result["figures"]]
+    lines += [f"table: {result['table']}"] if "table" in result else []
     Console().print(_escape("\n".join(lines)), highlight=False, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ import pytest
 import equizoo
 
 PACKAGE = Path(equizoo.__file__).parent
-ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub"}
+ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub", "device"}
 LAYERED = ["root", "tensor_products", "layers", "zoo", "eval", "train", "cli"]
 MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
     "data": {"root", "data"},

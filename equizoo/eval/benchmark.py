@@ -313,15 +313,15 @@ class SideBySide:
     cutoff 5 Å: 216 atoms and about 6,000 edges for 3.
     """
 
-    file_name: ClassVar = "tensor_products_sidebyside.csv"
-
     comparisons: tuple[str, ...] = tuple(Comparison)
     variants: tuple[str, ...] = ()  # all
     l_max: tuple[int, ...] = (1, 2, 3, 4)
     channels: tuple[int, ...] = (64,)
     batch: tuple[int, ...] = (1000,)
     cells: int = 3
+    with_peers: bool = True
     limits: Limits = Limits(seconds=1.0)
+    file_name: str = "tensor_products_sidebyside.csv"
 
     def __post_init__(self):
         _check_variants(self.variants)
@@ -335,7 +335,8 @@ class SideBySide:
             batches = self.batch[:1] if comparison is Comparison.CONVOLVE else self.batch
             for size in itertools.product(sorted(self.l_max), self.channels, batches):
                 match = _Match(*_problem(comparison, *size, self.cells), place, self.limits)
-                for row in match.play(match.ours(self.variants) + peers(match.problem), known):
+                others = peers(match.problem) if self.with_peers else []
+                for row in match.play(match.ours(self.variants) + others, known):
                     if row.point not in known:
                         yield row
 

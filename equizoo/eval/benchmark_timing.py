@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from equizoo import __version__
+from equizoo.device import device_name
 
 
 class Program(NamedTuple):
@@ -86,17 +87,23 @@ def compile_program(
 ) -> Program:
     """``function(*arguments, *constants)``, compiled.
 
-    With ``backward`` half the sum of squares of all results, and its derivatives by all of
-    ``arguments``: the forward part cannot be left out, as it could be for a bilinear function whose
-    cotangent is given.
+    With ``backward`` its result together with the vector-Jacobian product for all of
+    ``arguments``. The cotangent is one more argument, as in a model, where it comes from what
+    follows: if it were computed from the result, a compiler could evaluate the function again
+    inside every derivative.
     """
 
-    def half_square(*values):
-        leaves = jax.tree.leaves(function(*values))
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / 2
+    def with_derivatives(cotangent, *values):
+        chosen, rest = values[: len(arguments)], values[len(arguments) :]
+        result, pull = jax.vjp(lambda *chosen: function(*chosen, *rest), *chosen)
+        return result, pull(cotangent)
 
-    called = jax.value_and_grad(half_square, range(len(arguments))) if backward else function
+    called = function
     values = jax.tree.map(jnp.asarray, (*arguments, *constants))
+    if backward:
+        called = with_derivatives
+        shapes = jax.eval_shape(function, *values)
+        values = (jax.tree.map(_cotangent, shapes), *values)
     start = time.perf_counter()
     lowered = jax.jit(lambda *values: called(*values)).lower(*values)
     compiled = lowered.compile()
@@ -115,6 +122,10 @@ def compile_program(
         memory=floor + temporary,
         flops=costs.get("flops"),
     )
+
+
+def _cotangent(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape.shape), shape.dtype)
 
 
 def time_in_turns(
@@ -147,7 +158,7 @@ def environment() -> Environment:
     """Of this process; matrix products are those of :func:`numerics`."""
     affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
     return Environment(
-        device=_device(),
+        device=device_name(),
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
         precision="highest",
         python=platform.python_version(),
@@ -164,17 +175,6 @@ def installed_version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    with contextlib.suppress(OSError):  # only on Linux
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit(folder: Path) -> str:

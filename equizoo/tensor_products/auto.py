@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path as File
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import e3nn_jax as e3nn
 import jax
 from jaxtyping import Array, Float
 
+from equizoo.device import device_name
 from equizoo.graph import Graph
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products._base import BoundPower, BoundProduct, TensorProduct
@@ -20,7 +22,7 @@ TABLE = File(__file__).with_name("auto_table.json")
 
 # Equal maps with equal weights. SO2 reads a direction from its argument, so it may only stand in
 # where that is promised: in ``convolve``.
-_EQUAL: dict[Operation, tuple[str, ...]] = {
+CANDIDATES: dict[Operation, tuple[str, ...]] = {
     "edge": ("clebsch_gordan", "clebsch_gordan_dense"),
     "channelwise": ("clebsch_gordan", "clebsch_gordan_dense"),
     "convolve": ("clebsch_gordan", "clebsch_gordan_dense", "so2"),
@@ -30,6 +32,8 @@ _EQUAL: dict[Operation, tuple[str, ...]] = {
 class Choice(NamedTuple):
     """A measured row: the fastest product for an operation of this degree and size."""
 
+    backend: str  # of JAX
+    device: str
     operation: Operation
     l_max: int
     size: int  # batch entries, or edges
@@ -41,8 +45,9 @@ class Auto(TensorProduct):
     """The Clebsch-Gordan product, evaluated by one of several implementations of the same map.
 
     Chosen while tracing from operation, highest degree and size: the nearest row of a table that
-    was measured on this kind of device (``equizoo benchmark tensor-products --protocol auto``),
-    else ``ClebschGordan``. Only implementations with the same weights and the same result to
+    was measured on this backend, on the same device if the table has it, else ``ClebschGordan``.
+    ``equizoo benchmark tensor-products --protocol auto --out DIR`` measures
+    ``DIR/auto_table.json``. Only implementations with the same weights and the same result to
     rounding are candidates, never a less expressive one; nothing is measured while a model runs,
     so that a choice is the same in every run.
     """
@@ -51,7 +56,7 @@ class Auto(TensorProduct):
     product: TensorProduct | None = None  # this one, whatever the table says
 
     def __post_init__(self):
-        names = sorted(set().union(*_EQUAL.values()))
+        names = sorted(set().union(*CANDIDATES.values()))
         if self.product is not None and TENSOR_PRODUCTS.name_of(self.product) not in names:
             raise ValueError(
                 f"{type(self.product).__name__} is not the same map as ClebschGordan; expected one "
@@ -87,7 +92,7 @@ class BoundAuto(BoundProduct):
         contents = self.irreps_1, self.irreps_2, self.irreps_out
         if self._options.product is not None:
             name = TENSOR_PRODUCTS.name_of(self._options.product)
-            product = self._options.product if name in _EQUAL[operation] else None
+            product = self._options.product if name in CANDIDATES[operation] else None
         else:
             l_max = max(ir.l for irreps in contents for _, ir in irreps)
             name = choose(operation, l_max, size, self._options.table)
@@ -129,7 +134,9 @@ class BoundAuto(BoundProduct):
 
 def choose(operation: Operation, l_max: int, size: int, table: str | None = None) -> str:
     """The product in the nearest row: same operation, then degree, then size (by ratio)."""
-    rows = [row for row in _rows(jax.default_backend(), table) if row.operation == operation]
+    rows = [row for row in _rows(table) if row.operation == operation]
+    rows = [row for row in rows if row.backend == jax.default_backend()]
+    rows = [row for row in rows if row.device == device_name()] or rows
     if not rows:
         return "clebsch_gordan"
     return min(
@@ -137,22 +144,24 @@ def choose(operation: Operation, l_max: int, size: int, table: str | None = None
     ).product
 
 
-def read_table(path: File, backend: str) -> tuple[Choice, ...]:
-    """The rows measured on a backend; ``ValueError`` for one that is not an equal map."""
-    rows = []
-    for row in json.loads(path.read_text())["rows"]:
-        if row["backend"] != backend:
-            continue
-        choice = Choice(row["operation"], row["l_max"], row["size"], row["product"])
-        if choice.product not in _EQUAL.get(choice.operation, ()):
+def read_table(path: File) -> tuple[Choice, ...]:
+    """The rows of a file; ``ValueError`` for one that is not an equal map."""
+    rows = tuple(Choice(**row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"])
+    for row in rows:
+        if row.product not in CANDIDATES.get(row.operation, ()):
             raise ValueError(
-                f"{path}: {choice.product!r} cannot stand in for ClebschGordan in "
-                f"{choice.operation!r}; expected one of {_EQUAL}."
+                f"{path}: {row.product!r} cannot stand in for ClebschGordan in "
+                f"{row.operation!r}; expected one of {CANDIDATES}."
             )
-        rows.append(choice)
-    return tuple(rows)
+    return rows
+
+
+def write_table(rows: Iterable[Choice], path: File) -> None:
+    """Rows as :func:`read_table` reads them, in a fixed order."""
+    lines = (json.dumps(row._asdict()) for row in sorted(rows))
+    path.write_text('{"rows": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
 
 
 @functools.cache
-def _rows(backend: str, table: str | None) -> tuple[Choice, ...]:
-    return read_table(File(table) if table else TABLE, backend)
+def _rows(table: str | None) -> tuple[Choice, ...]:
+    return read_table(File(table) if table else TABLE)

@@ -1,7 +1,7 @@
-"""Clebsch-Gordan product as models use it: matrices per edge, couplings after the neighbour sum."""
+"""Clebsch-Gordan product as models use it: the harmonics become matrices before features enter."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import e3nn_jax as e3nn
@@ -32,8 +32,9 @@ class ClebschGordan(TensorProduct):
     - With one channel in the second factor, ``prepare`` contracts the couplings with it: small
       matrices for each batch entry that all channels, and layers with the same ``y``, share.
     - With channels in both factors the non-zero couplings are unrolled while tracing.
-    - ``convolve`` on rows sums over neighbours *before* it couples: the sum over the neighbours of
-      ``Y_j w_j x_j`` is a batched matrix product, and couplings then cost per node, not per edge.
+    - ``convolve`` on rows is one matrix product for each node and path: couplings and harmonics of
+      all neighbours make a matrix ``[dim_out, neighbours * dim_1]``, weighted features the other.
+      Products of edges are never in memory.
     - The many-body product runs over a basis without redundancy, weights folded in per block.
     """
 
@@ -177,40 +178,30 @@ class BoundClebschGordan(BoundProduct):
             return super().convolve(node_features, edge_harmonics, edge_weights, graph)
         rows = (graph.num_nodes, graph.slots)
         senders = gather_senders(node_features, graph)
-        senders = senders.reshape(*rows, *senders.shape[1:])
-        harmonics = jnp.where(graph.edge_mask[:, None], edge_harmonics, 0)
-        harmonics = harmonics.reshape(*rows, -1)
-        weights = edge_weights.reshape(*rows, *edge_weights.shape[1:])
-
-        slices_1, slices_2 = self.irreps_1.slices(), self.irreps_2.slices()
-        coupled: dict[Path, Float[Array, "nodes dim_out channels"]] = {}
-        for index_2, place_2 in enumerate(slices_2):
-            mine = [(w, path) for w, path in enumerate(self.paths) if path.index_2 == index_2]
-            if not mine:
-                continue
-            weighted = [
-                weights[:, :, w, None] * senders[:, :, slices_1[path.index_1]] for w, path in mine
-            ]
-            summed = jnp.einsum(
-                "nkj,nkic->njic", harmonics[:, :, place_2], jnp.concatenate(weighted, axis=2)
+        real_harmonics = jnp.where(graph.edge_mask[:, None], edge_harmonics, 0)
+        # split, not indexing: its transpose is one concatenation
+        features = _split(senders.reshape(*rows, *senders.shape[1:]), self.irreps_1)
+        harmonics = _split(real_harmonics.reshape(*rows, -1), self.irreps_2)
+        weights = jax.lax.split(
+            edge_weights.reshape(*rows, *edge_weights.shape[1:]), [1] * self.num_weights, axis=2
+        )
+        results = []
+        for path, weight in zip(self.paths, weights, strict=True):
+            constants = jnp.asarray(np.transpose(coupling(path), (2, 0, 1)), senders.dtype)
+            matrices = jnp.einsum("dij,nkj->ndki", constants, harmonics[path.index_2])
+            weighted = weight * features[path.index_1]
+            results.append(
+                jnp.einsum(
+                    "ndq,nqc->ndc",
+                    matrices.reshape(rows[0], path.ir_out.dim, -1),
+                    weighted.reshape(rows[0], -1, weighted.shape[3]),
+                )
             )
-            start = 0
-            for _, path in mine:
-                pairs = summed[:, :, start : start + path.ir_1.dim]
-                start += path.ir_1.dim
-                coupled[path] = _couple(pairs, path)
-        return jnp.concatenate([coupled[path] for path in self.paths], axis=1)
+        return jnp.concatenate(results, axis=1)
 
 
-def _couple(
-    pairs: Float[Array, "nodes dim_2 dim_1 channels"], path: Path
-) -> Float[Array, "nodes dim_out channels"]:
-    """Couplings applied to sums of products; the trivial one of a scalar is a reshape."""
-    if path.ir_1.l == 0:
-        return pairs[:, :, 0]
-    constants = np.transpose(coupling(path), (2, 1, 0)).reshape(path.ir_out.dim, -1)
-    flat = pairs.reshape(pairs.shape[0], -1, pairs.shape[3])
-    return jnp.einsum("kq,nqc->nkc", jnp.asarray(constants, pairs.dtype), flat)
+def _split(values: Float[Array, "nodes slots dim *c"], irreps: e3nn.Irreps) -> Sequence[Array]:
+    return jax.lax.split(values, [ir.dim for _, ir in irreps], axis=2)
 
 
 class SymmetricPower(BoundPower):

@@ -14,7 +14,8 @@ import pytest
 
 from equizoo import cli
 from equizoo.eval import benchmark, benchmark_plots
-from equizoo.eval.benchmark import BACKWARD, DIRECTIONS, FORWARD, Limits, SideBySide, Sweep
+from equizoo.eval.benchmark import BACKWARD, DIRECTIONS, FORWARD, Limits, SideBySide, Sweep, run
+from equizoo.eval.benchmark_auto import auto_plan, fastest, write_choices
 from equizoo.eval.benchmark_peers import Comparison
 from equizoo.eval.benchmark_plots import published_points, side_by_side_figures, sweep_figures
 from equizoo.eval.benchmark_rows import COLUMNS, Row, read_rows, write_rows
@@ -26,6 +27,7 @@ from equizoo.eval.benchmark_timing import (
     uncached,
 )
 from equizoo.registry import TENSOR_PRODUCTS
+from equizoo.tensor_products import auto
 from equizoo.tensor_products.analysis import expressivity
 
 ONCE = Limits(repeats=(1, 1))
@@ -262,17 +264,32 @@ def test_a_product_that_cannot_bind_is_counted(monkeypatch):
     assert [(row.variant, row.skipped) for row in rows] == 2 * [("poisson_bracket", "not today")]
 
 
+def test_the_fastest_of_equal_forms(tmp_path):
+    plan = dataclasses.replace(auto_plan(ONCE), l_max=(1,), channels=(2,), batch=(8,), cells=1)
+    _, rows = run(plan, tmp_path)
+    assert {row.library for row in rows} == {"equizoo"}
+    chosen = fastest(rows)
+    assert {choice.operation for choice in chosen} == set(auto.CANDIDATES)
+    for choice in chosen:
+        assert choice.product in auto.CANDIDATES[choice.operation]
+    first = next(row for row in rows if row.mode == "convolve" and row.direction == BACKWARD)
+    again = [row.replace(median_ms=1e-9) if row == first else row for row in rows]
+    assert first.variant in {c.product for c in fastest(again) if c.operation == "convolve"}
+    assert sorted(auto.read_table(write_choices(rows, tmp_path))) == sorted(chosen)
+
+
 # ---- programs and times ------------------------------------------------------------------------
 
 
-def test_the_derivative_is_that_of_half_the_square():
+def test_the_derivatives_are_those_for_a_given_cotangent():
     x, y = np.arange(6.0).reshape(2, 3), np.array([[2.0], [3.0]])
     program = compile_program(lambda x, y, one: x * y * one, (x, y), (np.ones(()),), backward=True)
-    value, (of_x, of_y) = program.run()
-    np.testing.assert_allclose(value, np.sum((x * y) ** 2) / 2)
-    np.testing.assert_allclose(of_x, x * y**2)
-    np.testing.assert_allclose(of_y, np.sum(x**2, axis=1, keepdims=True) * y)
-    assert program.bytes == 8 * (6 + 2 + 1) + 8 * (1 + 6 + 2) <= program.memory
+    result, (of_x, of_y) = program.run()
+    np.testing.assert_allclose(result, x * y)
+    cotangent = np.asarray(of_x) / y
+    assert np.all(cotangent != 0)
+    np.testing.assert_allclose(of_y, np.sum(x * cotangent, axis=1, keepdims=True))
+    assert program.bytes == 8 * (6 + 6 + 2 + 1) + 8 * (6 + 6 + 2) <= program.memory
 
 
 def test_programs_take_turns():

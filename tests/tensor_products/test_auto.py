@@ -1,16 +1,16 @@
 """The automatic choice: only among equal maps, by the table, the same every time."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from equizoo.config import from_dict, to_dict
+from equizoo.device import device_name
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products import auto
 from equizoo.tensor_products._base import TensorProduct
-from equizoo.tensor_products.auto import Auto, choose, read_table
+from equizoo.tensor_products.auto import Auto, Choice, choose, read_table, write_table
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.clebsch_gordan_dense import ClebschGordanDense
 from equizoo.tensor_products.gaunt_grid import GauntGrid
@@ -21,22 +21,17 @@ IRREPS = "0e+1o+2e", "0e+1o+2e+3o", "0e+1o+2e+1e"
 @pytest.fixture
 def table(tmp_path):
     rows = [
-        {"backend": "cpu", "operation": "edge", "l_max": 3, "size": 100, "product": name}
-        for name in ["clebsch_gordan_dense"]
+        Choice("cpu", "some", "edge", 3, 100, "clebsch_gordan_dense"),
+        Choice("cpu", "some", "edge", 3, 10000, "clebsch_gordan"),
+        Choice("gpu", "other", "edge", 3, 100, "clebsch_gordan"),
+        Choice("cpu", "some", "convolve", 6, 5000, "so2"),
     ]
-    rows += [
-        {"backend": "cpu", "operation": "edge", "l_max": 3, "size": 10000,
-         "product": "clebsch_gordan"},
-        {"backend": "gpu", "operation": "edge", "l_max": 3, "size": 100,
-         "product": "clebsch_gordan"},
-        {"backend": "cpu", "operation": "convolve", "l_max": 6, "size": 5000, "product": "so2"},
-    ]  # fmt: skip
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps({"rows": rows}))
-    return str(path)
+    write_table(rows, tmp_path / "table.json")
+    assert sorted(read_table(tmp_path / "table.json")) == sorted(rows)
+    return str(tmp_path / "table.json")
 
 
-@pytest.mark.parametrize("name", sorted(set().union(*auto._EQUAL.values())))
+@pytest.mark.parametrize("name", sorted(set().union(*auto.CANDIDATES.values())))
 def test_candidates_are_the_same_map(name):
     ours = TENSOR_PRODUCTS["clebsch_gordan"]().bind(*IRREPS)
     other = TENSOR_PRODUCTS[name]().bind(*IRREPS)
@@ -74,15 +69,25 @@ def test_written_and_read_as_configuration():
         assert from_dict(TensorProduct, to_dict(product)) == product
 
 
+def test_rows_of_the_same_device_come_first(tmp_path):
+    rows = [
+        Choice("cpu", device_name(), "edge", 6, 100, "clebsch_gordan"),
+        Choice("cpu", "another", "edge", 3, 100, "clebsch_gordan_dense"),
+    ]
+    write_table(rows, tmp_path / "both.json")
+    assert choose("edge", 3, 100, str(tmp_path / "both.json")) == "clebsch_gordan"
+    write_table(rows[1:], tmp_path / "other.json")
+    assert choose("edge", 3, 100, str(tmp_path / "other.json")) == "clebsch_gordan_dense"
+
+
 def test_the_table_of_the_package_is_valid():
-    backends = {row["backend"] for row in json.loads(auto.TABLE.read_text())["rows"]}
-    for backend in backends:
-        assert read_table(auto.TABLE, backend)
+    rows = read_table(auto.TABLE)
+    assert {row.operation for row in rows} == set(auto.CANDIDATES)
+    assert len({row[:-1] for row in rows}) == len(rows)
 
 
 def test_a_less_expressive_product_in_a_table_is_refused(tmp_path):
-    row = {"backend": "cpu", "operation": "edge", "l_max": 1, "size": 9, "product": "gaunt_grid"}
     path = Path(tmp_path / "table.json")
-    path.write_text(json.dumps({"rows": [row]}))
+    write_table([Choice("cpu", "some", "edge", 1, 9, "gaunt_grid")], path)
     with pytest.raises(ValueError, match="'gaunt_grid' cannot stand in for ClebschGordan"):
-        read_table(path, "cpu")
+        read_table(path)
