@@ -21,8 +21,9 @@ from equizoo.tensor_products._base import (
 )
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 
-# More non-zero couplings than this are not unrolled: compile time grows with them.
-_UNROLLED = 2500
+# More non-zero couplings than this are not unrolled: compile time grows with them. With one channel
+# in the second factor small matrices are faster but for the fewest couplings (l_max 1).
+_UNROLLED, _UNROLLED_FOR_EDGES = 2500, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class BoundClebschGordan(BoundProduct):
         for path, place in zip(self.paths, self.irreps_paths.slices(), strict=True):
             block = np.transpose(coupling(path), (2, 0, 1))
             self._couplings[place, slices_1[path.index_1], slices_2[path.index_2]] = block
-        self._few = np.count_nonzero(self._couplings) <= _UNROLLED
+        couplings = np.count_nonzero(self._couplings)
+        self._few, self._very_few = couplings <= _UNROLLED, couplings <= _UNROLLED_FOR_EDGES
 
     def _select(self, keep: tuple[int, ...]) -> "BoundClebschGordan":
         paths = tuple(self.paths[index] for index in keep)
@@ -81,8 +83,8 @@ class BoundClebschGordan(BoundProduct):
     def prepare(
         self, y: Float[Array, "batch dim_2 channels_2"]
     ) -> Float[Array, "batch dim_2 channels_2"] | Matrices:
-        """For one channel a matrix for each batch entry; else ``y``."""
-        if y.shape[2] > 1:
+        """A matrix for each batch entry if there is one channel and not the fewest couplings."""
+        if y.shape[2] > 1 or self._very_few:
             return y
         constants = self._couplings.reshape(-1, self.irreps_2.dim)
         matrices = y[..., 0] @ jnp.asarray(constants.T, y.dtype)
@@ -113,7 +115,7 @@ class BoundClebschGordan(BoundProduct):
         y: Float[Array, "batch dim_2 channels_2"],
         weights: Float[Array, "batch_w num_weights channels_w"],
     ) -> Float[Array, "batch dim_out channels"]:
-        if y.shape[2] > 1 and self._few:
+        if self._very_few or (self._few and y.shape[2] > 1):
             return self._summed_components(x, y, weights)
         prepared = self.prepare(y)
         if weights.shape[2] > 1 or not isinstance(prepared, Matrices):
