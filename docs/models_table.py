@@ -22,7 +22,7 @@ def models_table(models: Mapping[str, ModelEntry]) -> str:
                 " ".join(m.elements),
                 f"{m.cutoff:g} Å",
                 f"{m.level_of_theory} ({m.energy_reference} energy)",
-                f"{m.parameters:,}",
+                "" if m.parameters is None else f"{m.parameters:,}",
                 m.license_weights,
             )
             for m in models.values()

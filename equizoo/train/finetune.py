@@ -67,6 +67,7 @@ def finetune(
     }
     prepared = prepare_data(data)
     remembered = {old_name: load_dataset(old_name) for old_name in old}
+    base = base.only_head()
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
