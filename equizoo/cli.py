@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
-from equizoo.registry import UnknownName, list_models
+from equizoo.registry import UnknownName, list_models, shown_elements
 
 Json = Annotated[
     Path | None,
@@ -120,7 +120,7 @@ def models(
         table.add_row(
             entry.name,
             entry.architecture,
-            " ".join(entry.elements),
+            shown_elements(entry.elements),
             "" if entry.parameters is None else f"{entry.parameters:,}",
             entry.level_of_theory,
             entry.license_weights,

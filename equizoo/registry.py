@@ -12,7 +12,7 @@ import importlib.util
 import os
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,6 +246,13 @@ def _cards_folder() -> Path:
 
 
 MODELS = CardRegistry(_cards_folder())
+
+
+def shown_elements(elements: Sequence[str]) -> str:
+    """Chemical symbols for a table: all of a few, else their number with the first and last."""
+    if len(elements) <= 12:
+        return " ".join(elements)
+    return f"{len(elements)} elements {elements[0]}–{elements[-1]}"
 
 
 def list_models(

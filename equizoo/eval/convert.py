@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -14,7 +15,7 @@ from ase.data import chemical_symbols
 
 from equizoo.eval.potential import Potential, _rebuild
 from equizoo.hub import sha256_of
-from equizoo.registry import ModelEntry, cache_folder
+from equizoo.registry import MODELS, ModelEntry, cache_folder
 from equizoo.structure import EnergyReference
 from equizoo.zoo._convert import mace_torch_dump
 from equizoo.zoo._convert.mace_torch import convert, read_dump
@@ -137,14 +138,20 @@ def ensure_converted(
     )
     found = {chemical_symbols[z] for z in potential.config.atomic_numbers}
     if found != set(entry.elements) or abs(potential.config.cutoff - entry.cutoff) > 1e-6:
-        raise ValueError(
+        message = (
             f"{file} has cutoff {potential.config.cutoff} Å and the elements "
             f"{' '.join(sorted(found))}; the card of {entry.name} says {entry.cutoff} Å and "
-            f"{' '.join(sorted(entry.elements))}. It is another file: convert it by its own name, "
-            "equizoo convert mace-torch FILE --out FOLDER."
+            f"{' '.join(sorted(entry.elements))}. The card may be wrong where its publishers "
+            "state no SHA-256; or it is another file."
         )
+        if entry.checkpoint.sha256 is None:
+            warnings.warn(message, stacklevel=2)
+        else:
+            raise ValueError(message)
     if entry.checkpoint.head is not None:
         potential = potential.with_head(entry.checkpoint.head)
+    card = MODELS.folder / f"{entry.name}.md"
+    potential.card = card.read_text("utf-8") if card.is_file() else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     potential.save(folder)
     return folder

@@ -428,7 +428,7 @@ def load(
         )
     config = from_dict(ArchitectureConfig, config_dict, where)
     block = from_dict(_PotentialBlock, block, f"'potential' in {where}")
-    heads = block.heads or {config.heads[0]: block}
+    heads: Mapping[str, _HeadBlock | _PotentialBlock] = block.heads or {config.heads[0]: block}
     if unknown := sorted(
         set().union(*(b.reference_energies for b in heads.values())) - {*number_of}
     ):

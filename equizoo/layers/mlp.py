@@ -55,9 +55,9 @@ class NormalizedMLP(nnx.Module):
     def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs):
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.kernels = nnx.List([normal_param(rngs, pair, pair[0] ** -0.5) for pair in pairs])
-        self.biases = nnx.List([_constant(0, width) for width in widths[1:]])
-        self.norm_scales = nnx.List([_constant(1, width) for width in widths[1:-1]])
-        self.norm_biases = nnx.List([_constant(0, width) for width in widths[1:-1]])
+        self.biases = nnx.List([_constant(0.0, width) for width in widths[1:]])
+        self.norm_scales = nnx.List([_constant(1.0, width) for width in widths[1:-1]])
+        self.norm_biases = nnx.List([_constant(0.0, width) for width in widths[1:-1]])
 
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
         for index, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):

@@ -646,7 +646,8 @@ class JointEmbedding(nnx.Module):
 
     def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs):
         self.config = config
-        tables, networks = {}, {}
+        tables: dict[str, nnx.Param] = {}
+        networks: dict[str, BiasedPair] = {}
         for feature in config.joint_embedding:
             size, encoding = feature.channels, feature.encoding
             if isinstance(encoding, Categorical):

@@ -609,7 +609,7 @@ def change_of_basis(
     ours = symmetric_basis(irreps_in, ir_out, order)
     theirs = np.zeros((ir_out.dim, ours.shape[2], couplings.shape[-1]))
     flat = couplings.reshape(ir_out.dim, -1, couplings.shape[-1])
-    np.add.at(theirs, (slice(None), _monomial_of(dim, order)), flat)  # type: ignore[arg-type]
+    np.add.at(theirs, (slice(None), _monomial_of(dim, order)), flat)
     matrix = ours.reshape(len(ours), -1).T
     wanted = theirs.reshape(-1, theirs.shape[-1])
     change = np.linalg.lstsq(matrix, wanted, rcond=None)[0]

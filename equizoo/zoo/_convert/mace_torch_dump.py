@@ -117,7 +117,7 @@ def _settings(model: Any) -> dict[str, Any]:
 
 
 def _interaction(block: Any) -> dict[str, Any]:
-    settings = {
+    settings: dict[str, Any] = {
         "class": type(block).__name__,
         "avg_num_neighbors": float(block.avg_num_neighbors),
         "node_irreps": str(block.node_feats_irreps),
