@@ -13,10 +13,12 @@ from urllib.request import Request, urlopen
 
 from ase.data import chemical_symbols
 
+from equizoo.config import from_dict
 from equizoo.eval.potential import Potential, _rebuild
 from equizoo.hub import sha256_of
 from equizoo.registry import MODELS, ModelEntry, cache_folder
 from equizoo.structure import EnergyReference
+from equizoo.zoo._base import ArchitectureConfig
 from equizoo.zoo._convert import mace_torch_dump
 from equizoo.zoo._convert.mace_torch import convert, read_dump
 
@@ -83,11 +85,12 @@ def convert_mace_torch(
             dump_mace_torch(source, Path(temporary) / "dump", trust=trust, python=python)
             dump = read_dump(Path(temporary) / "dump")
     converted = convert(dump)
+    config = from_dict(ArchitectureConfig, converted.config, str(source))
     potential = Potential(
-        _rebuild(converted.config, converted.arrays, str(source)),
+        _rebuild(config, converted.arrays, str(source)),
         reference_energies=converted.reference_energies,
         energy_reference=energy_reference,
-        level_of_theory=dict.fromkeys(converted.config.heads, level_of_theory),
+        level_of_theory=dict.fromkeys(config.heads, level_of_theory),
         name=name or source.stem,
         source=converted.source,
     )

@@ -119,7 +119,10 @@ ORACLE = 1e-11  # relative, float64, other order of the same sums
 
 @functools.cache
 def variant(name):
-    return SmallModel(small_config("mace", **(VARIANTS | FURTHER)[name]))
+    small = SmallModel(small_config("mace", **(VARIANTS | FURTHER)[name]))
+    if name in FURTHER:  # so that cutting tables out of them rounds nothing
+        small.state = jax.tree.map(lambda leaf: leaf.astype(np.float64), small.state)
+    return small
 
 
 # ---- an independent evaluation -------------------------------------------------------------------
@@ -348,7 +351,7 @@ def vectors_of(graph: Graph, small):
     return edge_vectors(jax.tree.map(jnp.asarray, graph), small.config.cutoff)
 
 
-@pytest.mark.parametrize("name", ["default", *FURTHER])
+@pytest.mark.parametrize("name", FURTHER)
 def test_fewer_elements_change_nothing_for_those_kept(name):
     small = variant(name)
     numbers = np.array([8, 1, 8, 1, 1, 8])

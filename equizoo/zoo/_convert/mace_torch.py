@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float
 
-from equizoo.config import parse_json
+from equizoo.config import parse_json, to_dict
 from equizoo.layers.activation import FACTORS, ActivationConstant, Nonlinearity
 from equizoo.layers.radial import Agnesi, Bessel, Chebyshev, Gaussian, Soft
 from equizoo.layers.repulsion import ZBL
@@ -25,35 +25,30 @@ from equizoo.tensor_products._base import natural_irreps
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.zoo._convert.mace_torch_dump import FORMAT, VERSION
-from equizoo.zoo.mace import (
-    Attention,
-    Categorical,
-    Continuous,
-    EdgeFeatures,
-    EnvelopeOn,
-    GraphFeature,
-    Interaction,
-    LastReadout,
-    MACEConfig,
-)
 
 SETTINGS, ARRAYS = "mace.json", "mace.safetensors"
 RESIDUAL = 1e-12  # of a contraction basis in ours, relative; rounding
 RESIDUAL_SINGLE = 1e-6  # where the checkpoint's constants are rounded to float32
 _SAME = 1e-13  # relative: a constant that differs by no more is the standard one
 
+ATTENTION, NONLINEAR = "real_agnostic_attention_residual", "real_agnostic_residual_nonlinear"
 INTERACTIONS = {
-    "RealAgnosticInteractionBlock": Interaction.REAL_AGNOSTIC,
-    "RealAgnosticResidualInteractionBlock": Interaction.REAL_AGNOSTIC_RESIDUAL,
-    "RealAgnosticDensityInteractionBlock": Interaction.REAL_AGNOSTIC_DENSITY,
-    "RealAgnosticDensityResidualInteractionBlock": Interaction.REAL_AGNOSTIC_DENSITY_RESIDUAL,
-    "RealAgnosticAttResidualInteractionBlock": Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL,
-    "RealAgnosticResidualNonLinearInteractionBlock": Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR,
+    "RealAgnosticInteractionBlock": "real_agnostic",
+    "RealAgnosticResidualInteractionBlock": "real_agnostic_residual",
+    "RealAgnosticDensityInteractionBlock": "real_agnostic_density",
+    "RealAgnosticDensityResidualInteractionBlock": "real_agnostic_density_residual",
+    "RealAgnosticAttResidualInteractionBlock": ATTENTION,
+    "RealAgnosticResidualNonLinearInteractionBlock": NONLINEAR,
 }
 READOUTS = {
-    "LinearReadoutBlock": LastReadout.LINEAR,
-    "NonLinearReadoutBlock": LastReadout.MLP,
-    "NonLinearBiasReadoutBlock": LastReadout.BIASED_MLP,
+    "LinearReadoutBlock": "linear",
+    "NonLinearReadoutBlock": "mlp",
+    "NonLinearBiasReadoutBlock": "biased_mlp",
+}
+_MATRICES = {
+    "linear": ("linear",),
+    "mlp": ("linear_1", "linear_2"),
+    "biased_mlp": ("linear_1", "linear_mid", "linear_2"),
 }
 QUANTITIES = {"total_charge": "charge", "total_spin": "spin"}
 
@@ -69,7 +64,7 @@ class Dump(NamedTuple):
 class Converted(NamedTuple):
     """The same model in our terms."""
 
-    config: MACEConfig
+    config: dict[str, Any]  # as in config.json
     arrays: dict[str, np.ndarray]  # by the names of our parameters, float64
     reference_energies: dict[str, dict[int, float]]  # [eV] by head and atomic number
     source: Mapping[str, str]  # name and SHA-256 of the file, where known
@@ -153,11 +148,11 @@ class _Conversion:
         self.correlation = max(max(p["correlation"]) for p in model["products"])
         config = self.config()
         for index in range(len(self.layers)):
-            self.layer(index, config)
-        self.readouts(config)
+            self.layer(index)
+        self.readouts()
         size = len(self.numbers), self.channels
         self.out["embedding"] = self.take("node_embedding.linear.weight").reshape(size)
-        self.embedding(config)
+        self.embedding()
         energies = np.atleast_2d(self.take("atomic_energies_fn.atomic_energies"))
         if energies.shape == (1, size[0]):
             energies = np.repeat(energies, len(self.heads), axis=0)
@@ -179,7 +174,7 @@ class _Conversion:
             self.dump.settings.get("source", {}),
         )
 
-    def config(self) -> MACEConfig:
+    def config(self) -> dict[str, Any]:
         model, heads = self.model, self.heads
         scale: float | tuple[float, ...] = 1.0
         shift: float | tuple[float, ...] = 0.0
@@ -202,28 +197,26 @@ class _Conversion:
         envelope_p = int(self.take("radial_embedding.cutoff_fn.p"))
         if not np.isclose(self.number("radial_embedding.cutoff_fn.r_max"), self.cutoff, rtol=_SAME):
             raise self.refuse("the envelope ends elsewhere than the neighbour list")
-        embedding = tuple(self.graph_features())
+        self.graph_features = list(self.read_graph_features())
         hidden = self.left.get("readouts.0.linear_1.weight", np.zeros(0))
         for index in range(len(model["readouts"])):
             hidden = self.left.get(f"readouts.{index}.linear_1.weight", hidden)
-        width = hidden.size // (self.channels * len(heads)) or MACEConfig.readout_channels
-        attention = Attention()
-        density_widths = MACEConfig.density_widths
+        width = hidden.size // (self.channels * len(heads))
+        sizes: dict[str, Any] = {"readout_channels": width} if width else {}
         for index, kind in enumerate(kinds):
-            if kind is Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL:
-                down = self.left[f"interactions.{index}.linear_down.weight"]
-                attention = Attention(down.size // self.channels, self.widths(index))
-            if kind is Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR:
-                density_widths = self.widths(index, "density_fn")
-        plain = [
-            self.widths(index)
-            for index, kind in enumerate(kinds)
-            if kind is not Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL
-        ]
-        if len(set(plain)) > 1:
-            raise self.refuse(f"layers differ in their radial networks {plain}")
-        return MACEConfig(
-            atomic_numbers=self.numbers,
+            found: dict[str, Any] = {"radial_widths": self.widths(index)}
+            if kind == ATTENTION:
+                down = self.left[f"interactions.{index}.linear_down.weight"].size // self.channels
+                found = {"attention": {"channels": down, "widths": self.widths(index)}}
+            if kind == NONLINEAR:
+                found["density_widths"] = self.widths(index, "density_fn")
+            for name, value in found.items():
+                if sizes.setdefault(name, value) != value:
+                    raise self.refuse(f"layers differ in {name}: {sizes[name]} and {value}")
+        return dict(
+            architecture="mace",
+            format=1,
+            atomic_numbers=list(self.numbers),
             cutoff=self.cutoff,
             avg_num_neighbors=self.layers[0]["avg_num_neighbors"],
             channels=self.channels,
@@ -233,24 +226,21 @@ class _Conversion:
             interactions=tuple(kinds),
             num_bessel=model["radial_size"],
             envelope_p=envelope_p,
-            radial_widths=plain[0] if plain else MACEConfig.radial_widths,
-            readout_channels=width,
             scale=scale,
             shift=shift,
             zero_isolated=False,
-            activation=ActivationConstant.TORCH,
-            radial_basis=self.radial_basis(),
-            distance_transform=self.distance_transform(),
-            envelope_on=EnvelopeOn.BASIS if model["apply_cutoff"] else EnvelopeOn.WEIGHTS,
-            repulsion=self.repulsion(),
+            activation=ActivationConstant.TORCH.value,
+            radial_basis=to_dict(self.radial_basis()),
+            distance_transform=_to_dict(self.distance_transform()),
+            envelope_on="basis" if model["apply_cutoff"] else "weights",
+            repulsion=_to_dict(self.repulsion()),
             heads=heads,
             last_readout=READOUTS[last["class"]],
-            readout_activation=self.readout_activation(last),
+            readout_activation=self.readout_activation(last).value,
             edge_features=self.edge_features(),
-            attention=attention,
-            density_widths=density_widths,
-            joint_embedding=embedding,
+            joint_embedding=self.graph_features,
             embedding_readout=model["embedding_readout"],
+            **sizes,
         )
 
     def per_head(self, values: np.ndarray) -> float | tuple[float, ...]:
@@ -261,19 +251,19 @@ class _Conversion:
             )
         return float(values[0]) if len(values) == 1 else tuple(values.tolist())
 
-    def edge_features(self) -> tuple[EdgeFeatures, ...]:
+    def edge_features(self) -> list[dict[str, int]]:
         features = []
         for index, layer in enumerate(self.layers):
             _, node_l_max = self.irreps(layer["node_irreps"], "node features")
             channels, l_max = self.irreps(layer["edge_irreps"], "edge features")
             if l_max > node_l_max:
                 raise self.refuse(f"edge features of layer {index} have degrees that nodes lack")
-            features.append(EdgeFeatures(channels, l_max))
+            features.append({"channels": channels, "l_max": l_max})
         plain = [
-            EdgeFeatures(self.channels, self.irreps(layer["node_irreps"], "")[1])
+            {"channels": self.channels, "l_max": self.irreps(layer["node_irreps"], "")[1]}
             for layer in self.layers
         ]
-        return () if features == plain else tuple(features)
+        return [] if features == plain else features
 
     # ---- radial functions
 
@@ -348,8 +338,9 @@ class _Conversion:
                 break
         return tuple(sizes[:-1])
 
-    def layer(self, index: int, config: MACEConfig) -> None:
-        kind, settings = config.interactions[index], self.layers[index]
+    def layer(self, index: int) -> None:
+        settings = self.layers[index]
+        kind = INTERACTIONS[settings["class"]]
         source, target = f"interactions.{index}", f"layers.{index}"
         last = index == len(self.layers) - 1
         messages, irreps_out = (
@@ -364,8 +355,7 @@ class _Conversion:
 
         self.linear(f"{source}.linear_up", f"{target}.linear_up", node, edge, edge_size)
         hidden = natural_irreps(self.irreps(settings["hidden_irreps"], "")[1])
-        nonlinear = kind is Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR
-        if nonlinear:
+        if kind == NONLINEAR:
             self.normalized_mlp(f"{source}.conv_tp_weights", f"{target}.radial")
             self.normalized_mlp(f"{source}.density_fn", f"{target}.density")
             for name in ("source_embedding", "target_embedding"):
@@ -381,12 +371,17 @@ class _Conversion:
         else:
             self.mlp(f"{source}.conv_tp_weights", f"{target}.radial")
             average = settings["avg_num_neighbors"]
-            factor = 1.0 if "Density" in settings["class"] else config.avg_num_neighbors / average
+            factor = (
+                1.0
+                if "Density" in settings["class"]
+                else self.layers[0]["avg_num_neighbors"] / average
+            )
             self.linear(f"{source}.linear", f"{target}.linear", paths, messages, channels,
                         factor=factor)  # fmt: skip
-            if kind is Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL:
+            if kind == ATTENTION:
+                down = self.left[f"{source}.linear_down.weight"].size // channels
                 self.linear(f"{source}.linear_down", f"{target}.linear_down", node,
-                            natural_irreps(0), config.attention.channels)  # fmt: skip
+                            natural_irreps(0), down)  # fmt: skip
                 self.linear(f"{source}.skip_linear", f"{target}.skip_linear", node, hidden,
                             channels, keep=irreps_out)  # fmt: skip
             elif "Residual" in settings["class"]:
@@ -514,7 +509,7 @@ class _Conversion:
 
     # ---- readouts, embedding
 
-    def readouts(self, config: MACEConfig) -> None:
+    def readouts(self) -> None:
         number, last = len(self.heads), len(self.layers) - 1
         # with use_last_readout_only there is one, and the earlier ones give nothing
         missing = len(self.layers) - len(self.model["readouts"])
@@ -522,15 +517,10 @@ class _Conversion:
             self.out[f"readouts.{index}.kernels.0"] = np.zeros((self.channels, number))
         for index, readout in enumerate(self.model["readouts"], missing):
             source, target = f"readouts.{index - missing}", f"readouts.{index}"
-            if index < last and READOUTS.get(readout["class"]) is not LastReadout.LINEAR:
+            if index < last and READOUTS.get(readout["class"]) != "linear":
                 raise self.refuse(f"the readout of layer {index} is a {readout['class']}")
-            names = {
-                LastReadout.LINEAR: ("linear",),
-                LastReadout.MLP: ("linear_1", "linear_2"),
-                LastReadout.BIASED_MLP: ("linear_1", "linear_mid", "linear_2"),
-            }[READOUTS[readout["class"]]]
             width = self.channels
-            for j, name in enumerate(names):
+            for j, name in enumerate(_MATRICES[READOUTS[readout["class"]]]):
                 kernel = self.take(f"{source}.{name}.weight").reshape(width, -1)
                 self.out[f"{target}.kernels.{j}"], width = kernel, kernel.shape[1]
                 if f"{source}.{name}.bias" in self.left:
@@ -557,36 +547,43 @@ class _Conversion:
                         f"an activation is {constant} x {name}, not {factor} x {expected.value}"
                     )
 
-    def graph_features(self) -> Iterator[GraphFeature]:
+    def read_graph_features(self) -> Iterator[dict[str, Any]]:
         for name, spec in (self.model["embedding_specs"] or {}).items():
             if name not in QUANTITIES or spec["per"] != "graph":
                 raise self.refuse(f"the joint embedding has {name} per {spec['per']}")
-            encoding: Categorical | Continuous = Continuous()
+            encoding: dict[str, Any] = {"kind": spec["type"]}
             if spec["type"] == "categorical":
-                encoding = Categorical(spec["num_classes"], spec.get("offset", 0))
+                encoding |= {"num_classes": spec["num_classes"], "offset": spec.get("offset", 0)}
             elif spec.get("in_dim", 1) != 1:
                 raise self.refuse(f"the joint embedding has {name} with {spec['in_dim']} numbers")
-            yield GraphFeature(QUANTITIES[name], spec["emb_dim"], encoding)
+            yield {
+                "quantity": QUANTITIES[name],
+                "channels": spec["emb_dim"],
+                "encoding": encoding,
+            }
 
-    def embedding(self, config: MACEConfig) -> None:
-        if not config.joint_embedding:
+    def embedding(self) -> None:
+        if not self.graph_features:
             return
         names = {quantity: name for name, quantity in QUANTITIES.items()}
-        for feature in config.joint_embedding:
-            source = f"joint_embedding.embedders.{names[feature.quantity]}"
+        for feature in self.graph_features:
+            quantity = feature["quantity"]
+            source = f"joint_embedding.embedders.{names[quantity]}"
             target = "joint_embedding"
-            if isinstance(feature.encoding, Categorical):
-                self.out[f"{target}.tables.{feature.quantity}"] = self.take(f"{source}.weight")
+            if feature["encoding"]["kind"] == "categorical":
+                self.out[f"{target}.tables.{quantity}"] = self.take(f"{source}.weight")
                 continue
             for ours, theirs in ((1, 0), (2, 2)):
-                prefix = f"{target}.networks.{feature.quantity}"
+                prefix = f"{target}.networks.{quantity}"
                 self.out[f"{prefix}.kernel_{ours}"] = self.take(f"{source}.{theirs}.weight").T
                 biased = f"{source}.{theirs}.bias" in self.left
                 self.out[f"{prefix}.bias_{ours}"] = (
-                    self.take(f"{source}.{theirs}.bias") if biased else np.zeros(feature.channels)
+                    self.take(f"{source}.{theirs}.bias")
+                    if biased
+                    else np.zeros(feature["channels"])
                 )
         self.out["joint_embedding.kernel"] = self.take("joint_embedding.project.0.weight").T
-        if config.embedding_readout:
+        if self.model["embedding_readout"]:
             flat = self.take("embedding_readout.linear.weight")
             self.out["embedding_readout.kernels.0"] = flat.reshape(self.channels, -1)
 
@@ -636,6 +633,10 @@ def _unless(values: Any, standard: Any) -> tuple[float, ...] | None:
     if np.allclose(values, standard, rtol=_SAME, atol=0):
         return None
     return tuple(np.asarray(values, np.float64).tolist())
+
+
+def _to_dict(part: Any) -> dict[str, Any] | None:
+    return None if part is None else to_dict(part)
 
 
 def _one(values: tuple[float, ...] | None) -> float | None:
