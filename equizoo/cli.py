@@ -137,8 +137,19 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
     """
     from equizoo.eval import potential
 
-    facts = potential.describe(name)
     entry = next((entry for entry in list_models() if entry.name == name), None)
+    if entry is not None and entry.source == "checkpoint":  # its weights are not here yet
+        facts = {
+            "name": entry.name,
+            "architecture": entry.architecture,
+            "elements": list(entry.elements),
+            "cutoff_A": entry.cutoff,
+            "level_of_theory": entry.level_of_theory,
+            "energy_reference": str(entry.energy_reference),
+            "checkpoint": entry.checkpoint.address if entry.checkpoint else "",
+        }
+    else:
+        facts = potential.describe(name)
     if entry is not None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
     if not _emit(facts, json):
