@@ -112,11 +112,17 @@ class Structure:
         )
 
     def to_atoms(self) -> Atoms:
-        """ASE atoms with the labels present as results of a ``SinglePointCalculator``."""
+        """ASE atoms with the labels present as results of a ``SinglePointCalculator``.
+
+        ``atoms.info`` has ``charge``, ``spin`` and ``head`` where they are not the usual ones.
+        """
         from ase.calculators.singlepoint import SinglePointCalculator
         from ase.stress import full_3x3_to_voigt_6_stress
 
         atoms = Atoms(self.atomic_numbers, self.positions, cell=self.cell, pbc=self.pbc)
+        state = {"charge": self.charge, "spin": self.spin, "head": self.head}
+        usual = {"charge": 0.0, "spin": 1.0, "head": None}
+        atoms.info |= {key: value for key, value in state.items() if value != usual[key]}
         stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
         results = {"energy": self.energy, "forces": self.forces, "stress": stress}
         results = {key: value for key, value in results.items() if value is not None}

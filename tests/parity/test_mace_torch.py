@@ -147,7 +147,7 @@ def test_heads(tmp_path):
 def test_charge_and_spin(tmp_path):
     model = peers.build(
         max_ell=1, correlation=2, heads=("a", "b"), embedding_specs=CHARGED,
-        use_embedding_readout=True,
+        use_embedding_readout=True, readout_cls=NonLinearBiasReadoutBlock,
     )  # fmt: skip
     potential, atoms = converted(model, tmp_path), peers.molecule()
     energies = []
@@ -157,6 +157,8 @@ def test_charge_and_spin(tmp_path):
         assert_equal(potential.predict(atoms, dtype="float64"), expected)
         energies.append(expected[0])
     assert len(set(np.round(energies, 6))) == 4
+    single = potential.with_head("b").only_head()
+    assert_equal(single.predict(atoms, dtype="float64"), expected)
     atoms.info["charge"] = 6
     with pytest.raises(ValueError, match="charge 6; the model knows whole numbers from -5 to 5"):
         potential.predict(atoms)
