@@ -575,7 +575,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     card = facts.get("card", {})
     for key, value in {**facts, **card}.items():
-        if key in ("card", "metrics", "training_data"):
+        if key in ("card", "metrics", "training_data") or value is None:
             continue
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", _escape(_words(value)))
     for row in card.get("training_data", ()):
