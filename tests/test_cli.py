@@ -100,7 +100,8 @@ def test_describe_says_what_is_known_before_a_checkpoint_is_here(capsys, tmp_pat
     assert "academic, non-commercial" in message and "--accept-license ASL" in message
     message = fails(capsys, "convert", "mace-torch", "mace-mp-0-small")
     assert "runs whatever code" in message and "--trust" in message
-    assert "trust=True" in fails(capsys, "predict", "mace-mp-0-small", "a.xyz", "--out", "b.xyz")
+    finetune = ("finetune", "mace-mp-0-small", "frames.xyz", "--out", tmp_path / "run")
+    assert "trust=True" in fails(capsys, *finetune)
 
 
 def test_convert_makes_a_folder_that_every_command_takes(capsys, tmp_path):
