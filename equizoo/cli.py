@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
-from equizoo.registry import UnknownName, list_models
+from equizoo.registry import UnknownName, list_models, shown_elements
 
 Json = Annotated[
     Path | None,
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "finetune": finetune,
                 "evaluate": evaluate,
                 "predict": predict,
+                "convert": convert,
                 "demo": demo,
                 "benchmark": benchmark,
             },
@@ -119,8 +120,8 @@ def models(
         table.add_row(
             entry.name,
             entry.architecture,
-            " ".join(entry.elements),
-            f"{entry.parameters:,}",
+            shown_elements(entry.elements),
+            "" if entry.parameters is None else f"{entry.parameters:,}",
             entry.level_of_theory,
             entry.license_weights,
             entry.source,
@@ -136,8 +137,19 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
     """
     from equizoo.eval import potential
 
-    facts = potential.describe(name)
     entry = next((entry for entry in list_models() if entry.name == name), None)
+    if entry is not None and entry.source == "checkpoint":  # its weights are not here yet
+        facts = {
+            "name": entry.name,
+            "architecture": entry.architecture,
+            "elements": list(entry.elements),
+            "cutoff_A": entry.cutoff,
+            "level_of_theory": entry.level_of_theory,
+            "energy_reference": str(entry.energy_reference),
+            "checkpoint": entry.checkpoint.address if entry.checkpoint else "",
+        }
+    else:
+        facts = potential.describe(name)
     if entry is not None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
     if not _emit(facts, json):
@@ -324,6 +336,74 @@ def predict(
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
 
 
+def convert(
+    format: tyro.conf.Positional[Literal["mace-torch"]],
+    source: tyro.conf.Positional[str],
+    out: Path | None = None,
+    trust: bool = False,
+    accept_license: str | None = None,
+    python: Path | None = None,
+    dump_only: bool = False,
+    elements: tuple[str, ...] = (),
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """Turn a checkpoint of another code into a model folder, equal to rounding.
+
+    Opening a .model file runs code that it brings: consent with --trust. That step needs
+    mace-torch; it can be done elsewhere (--dump-only), and its folder given as the source.
+
+    Args:
+        format: the code that wrote the checkpoint.
+        source: a .model file, a folder made with --dump-only, or a released checkpoint by name.
+        out: folder for the model (or the dump); must not exist. A released checkpoint goes to
+            the cache without it, where 'equizoo evaluate NAME' and the rest find it.
+        trust: yes, run the code in the checkpoint.
+        accept_license: of a released checkpoint whose licence has terms to agree to.
+        python: an interpreter that has mace-torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        dump_only: write plain arrays and JSON, to be converted without mace-torch.
+        elements: keep these alone (chemical symbols).
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval import convert as to
+    from equizoo.eval.potential import load
+    from equizoo.registry import MODELS
+
+    _use_compile_cache()
+    if dump_only:
+        if out is None:
+            raise ValueError("--dump-only needs --out, the folder to write.")
+        to.dump_mace_torch(source, out, trust=trust, python=python)
+        facts: dict[str, Any] = {"folder": str(out)}
+    elif source in MODELS:
+        entry = MODELS[source]
+        if entry.checkpoint is None:
+            raise ValueError(f"{source} needs no conversion; use it by its name.")
+        if elements and out is None:
+            raise ValueError("--elements of a released checkpoint needs --out.")
+        folder = to.ensure_converted(
+            entry, trust=trust, accept_license=accept_license, python=python
+        )
+        if out is not None:
+            potential = load(folder, check_golden=False)
+            (potential.with_elements(elements) if elements else potential).save(out)
+        facts = load(out or folder).describe() | {"folder": str(out or folder)}
+    else:
+        if out is None:
+            raise ValueError("--out is missing: the folder to write the model to.")
+        potential = to.convert_mace_torch(
+            source,
+            trust=trust,
+            python=python,
+            elements=elements,
+            level_of_theory=level_of_theory,
+        )
+        potential.save(out)
+        facts = potential.describe() | {"folder": str(out)}
+    if not _emit(facts, json):
+        _print_facts(facts)
+
+
 def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -> None:
     """Show the whole way in a few minutes on a CPU, offline: load, evaluate, fine-tune, simulate.
 
@@ -502,7 +582,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     card = facts.get("card", {})
     for key, value in {**facts, **card}.items():
-        if key in ("card", "metrics", "training_data"):
+        if key in ("card", "metrics", "training_data") or value is None:
             continue
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", _escape(_words(value)))
     for row in card.get("training_data", ()):

@@ -46,6 +46,9 @@ class Graph(NamedTuple):
     species_blocks: Int[Array, "blocks block_size"]  # nodes of one species, num_nodes = none
     block_species: Int[Array, " blocks"]
     block_slot: Int[Array, " nodes"]  # where a node stands in the flattened species_blocks
+    head: Int[Array, " graphs"] | None = None  # index into the model's heads; None: the first
+    charge: Float[Array, " graphs"] | None = None  # [e] None: neutral
+    spin: Float[Array, " graphs"] | None = None  # multiplicity 2S + 1; None: singlet
 
     @property
     def num_nodes(self) -> int:
@@ -185,6 +188,7 @@ class Frame(NamedTuple):
     neighbors: Neighbors
     max_in: int  # most edges into one node
     max_out: int  # most edges out of one node
+    head: int = 0  # index into the model's heads
 
     @property
     def num_nodes(self) -> int:
@@ -213,8 +217,10 @@ def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.nd
     return species
 
 
-def make_frame(structure: Structure, cutoff: float, atomic_numbers: Sequence[int]) -> Frame:
-    """A structure with species indices and its neighbour list.
+def make_frame(
+    structure: Structure, cutoff: float, atomic_numbers: Sequence[int], head: int = 0
+) -> Frame:
+    """A structure with species indices and its neighbour list; ``head`` is its index.
 
     Raises ``ValueError`` for elements outside ``atomic_numbers``.
     """
@@ -224,7 +230,7 @@ def make_frame(structure: Structure, cutoff: float, atomic_numbers: Sequence[int
         np.bincount(ends, minlength=1).max(initial=0)
         for ends in (neighbors.receivers, neighbors.senders)
     ]
-    return Frame(structure, species, neighbors, int(counts[0]), int(counts[1]))
+    return Frame(structure, species, neighbors, int(counts[0]), int(counts[1]), head)
 
 
 def round_up(n: int, step: float = 1.0) -> int:
@@ -364,6 +370,8 @@ def batch_frames(
     senders = receivers.copy()
     shifts = np.zeros((edges, 3), dtype)
     edge_mask = np.zeros(edges, bool)
+    head = np.zeros(graphs, np.int32)
+    charge, spin = np.zeros(graphs, dtype), np.ones(graphs, dtype)
 
     first_node = first_edge = 0
     for g, frame in enumerate(frames):
@@ -375,6 +383,7 @@ def batch_frames(
         node_mask[here] = True
         cell[g] = np.where(np.array(structure.pbc)[:, None], structure.cell, 0.0)
         graph_mask[g] = True
+        head[g], charge[g], spin[g] = frame.head, structure.charge, structure.spin
         if budget.slots is None:
             place = np.arange(first_edge, first_edge + frame.num_edges)
         else:
@@ -398,7 +407,7 @@ def batch_frames(
     blocks, block_species, block_slot = _species_blocks(species[:first_node], nodes, budget)
     return Graph(
         positions, species, node_graph, node_mask, cell, graph_mask, senders, receivers, shifts,
-        edge_mask, outgoing, blocks, block_species, block_slot,
+        edge_mask, outgoing, blocks, block_species, block_slot, head, charge, spin,
     )  # fmt: skip
 
 

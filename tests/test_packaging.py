@@ -72,8 +72,10 @@ def test_every_import_is_a_declared_dependency():
     core = required(PROJECT["dependencies"])
     # what the benchmark of tensor products compares with where it is installed
     peers = required(PROJECT["optional-dependencies"]["peers"])
+    # what step one of a conversion, a program of its own, opens a checkpoint with
+    parity = required(PROJECT["optional-dependencies"]["parity"])
     provided = distributions(third_party_imports(ROOT / "equizoo"))
-    assert {name for name, by in provided.items() if not by & (core | peers)} == set()
+    assert {name for name, by in provided.items() if not by & (core | peers | parity)} == set()
 
 
 def test_every_dependency_is_imported():

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from equizoo.graph import Graph, edge_vectors, sum_graphs, sum_receivers, sum_senders
 from equizoo.registry import ARCHITECTURES
+from equizoo.structure import Structure
 
 
 class Symmetry(enum.StrEnum):
@@ -29,6 +31,7 @@ class ArchitectureConfig(abc.ABC):
     format: ClassVar[int] = 1
     symmetry: ClassVar[Symmetry] = Symmetry.O3
     smooth: ClassVar[bool] = True  # energy has a continuous gradient as atoms cross the cutoff
+    heads: ClassVar[tuple[str, ...]] = ("default",)  # levels of theory it was trained on together
 
     atomic_numbers: tuple[int, ...]  # in the order of species
     cutoff: float  # [Å]
@@ -45,6 +48,11 @@ class ArchitectureConfig(abc.ABC):
                 "be positive."
             )
 
+    def require(self, structure: Structure) -> None:
+        """Raises ``ValueError`` for a structure that the model has no meaning for, in its state
+        (charge, spin) rather than its elements; the default accepts all."""
+        return None
+
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
         """The model with freshly drawn weights."""
@@ -60,7 +68,18 @@ class Architecture(nnx.Module):
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> Float[Array, " nodes"]:
         """Interaction energy of every atom [eV], without reference energies; a function of the edge
-        vectors and species alone, anything on padded nodes."""
+        vectors, species and the graph's head, charge and spin alone, anything on padded nodes."""
+
+    def with_elements(self, atomic_numbers: Sequence[int]) -> "Architecture":
+        """The model for some of its elements, equal on those; ``ValueError`` where it cannot."""
+        raise ValueError(
+            f"{type(self).__name__} cannot be cut down to fewer elements; use it as it is, or "
+            "train a smaller one."
+        )
+
+    def with_head(self, head: str) -> "Architecture":
+        """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""
+        raise ValueError(f"{type(self).__name__} has no heads to choose from.")
 
 
 class Prediction(NamedTuple):
