@@ -27,8 +27,6 @@ class ArchitectureConfig(abc.ABC):
 
     registry: ClassVar = ARCHITECTURES
     format: ClassVar[int] = 1
-    symmetry: ClassVar[Symmetry] = Symmetry.O3
-    smooth: ClassVar[bool] = True  # energy has a continuous gradient as atoms cross the cutoff
 
     atomic_numbers: tuple[int, ...]  # in the order of species
     cutoff: float  # [Å]
@@ -45,22 +43,37 @@ class ArchitectureConfig(abc.ABC):
                 "be positive."
             )
 
+    @property
+    def symmetry(self) -> Symmetry:
+        """The group under which energies are invariant."""
+        return Symmetry.O3
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the energy has a continuous gradient as atoms cross the cutoff."""
+        return True
+
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
         """The model with freshly drawn weights."""
 
 
 class Architecture(nnx.Module):
-    """A model of interatomic interaction: one method."""
+    """A model of interatomic interaction: one method.
+
+    ``key`` is set while training and drives whatever is random then, such as dropout; without it
+    a model is a function.
+    """
 
     config: ArchitectureConfig
+    key: Array | None = None
 
     @abc.abstractmethod
     def node_energies(
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> Float[Array, " nodes"]:
         """Interaction energy of every atom [eV], without reference energies; a function of the edge
-        vectors and species alone, anything on padded nodes."""
+        vectors and species alone (and of ``key``), anything on padded nodes."""
 
 
 class Prediction(NamedTuple):

@@ -28,6 +28,10 @@ FLAT = dataclasses.replace(ROWS, edges=150, slots=None, out_slots=None)
 SMALL = {
     "channels": 4,
     "hidden_l_max": 1,
+    "irreps": "4x0e+3x1e+2x2e",
+    "head_irreps": "2x0e+2x1e+1x2e",
+    "ffn_irreps": "6x0e+4x1e+3x2e",
+    "output_channels": 5,
     "l_max": 2,
     "num_layers": 2,
     "num_heads": 2,

@@ -69,7 +69,7 @@ def evaluate(name, structure, dtype, **options):
 def test_turned_with_the_declared_group(name, structure, dtype, tolerance, seed):
     energy, forces, stress = evaluate(name, structure, dtype)
     rotation = Rotation.random(random_state=seed).as_matrix()
-    o3 = ARCHITECTURES[name].symmetry is Symmetry.O3
+    o3 = small_config(name).symmetry is Symmetry.O3
     for matrix in (rotation, -rotation) if o3 else (rotation,):
         found = evaluate(name, turned(structure, matrix), dtype)
         expected = energy, forces @ matrix.T, matrix @ stress @ matrix.T
@@ -81,7 +81,7 @@ def test_reflections_matter_where_they_are_not_declared(name):
         small_model(name).energy(turned(molecule(), sign * np.eye(3))) for sign in (1, -1)
     )
     relative = abs(here - there) / abs(here)
-    assert (relative < 1e-10) == (ARCHITECTURES[name].symmetry is Symmetry.O3)
+    assert (relative < 1e-10) == (small_config(name).symmetry is Symmetry.O3)
 
 
 @PRECISIONS
@@ -278,7 +278,7 @@ def test_through_the_cutoff(name):
         abs(energies[1] - energies[0]) < 1e-9 * max(1, abs(interacting))
         and np.abs(forces[1] - forces[0]).max() < 1e-8
     )
-    assert smooth == ARCHITECTURES[name].smooth
+    assert smooth == small_config(name).smooth
 
 
 def test_far_fragments_add_up(name):
