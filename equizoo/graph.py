@@ -170,12 +170,12 @@ def _max_receivers(
     x: Float[Array, "edges heads"], graph: Graph, least: float
 ) -> Float[Array, "nodes heads"]:
     """The largest of ``least`` and each node's incoming edges; 0 if that is minus infinity."""
-    x = jnp.where(graph.edge_mask[:, None], x, -jnp.inf)
+    x = jnp.where(graph.edge_mask[:, None], x, jnp.full_like(x, -jnp.inf))
     if graph.slots is None:
         top = jax.ops.segment_max(x, graph.receivers, graph.num_nodes, indices_are_sorted=True)
     else:
         top = x.reshape(graph.num_nodes, graph.slots, -1).max(axis=1)
-    top = jnp.maximum(top, least)
+    top = jnp.maximum(top, jnp.asarray(least, x.dtype))
     return jnp.where(jnp.isfinite(top), top, 0)
 
 

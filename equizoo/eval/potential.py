@@ -36,7 +36,8 @@ class Result(NamedTuple):
 
     energy: float  # [eV] with reference energies
     forces: Float[np.ndarray, "nodes 3"]  # [eV/Å]
-    stress: Float[np.ndarray, "3 3"] | None  # [eV/Å^3] None unless periodic along all three axes
+    # [eV/Å^3] None unless periodic along all three axes, and for models with direct forces
+    stress: Float[np.ndarray, "3 3"] | None
     node_energies: Float[np.ndarray, " nodes"]  # [eV] with reference energies
 
 
@@ -100,6 +101,7 @@ class Potential:
             "energy_reference": str(self.energy_reference),
             "symmetry": str(config.symmetry),
             "smooth": config.smooth,
+            "conservative": config.conservative,
         }
 
     def with_reference_energies(
@@ -225,12 +227,12 @@ class Potential:
         results = []
         for index, frame in enumerate(frames):
             nodes = interaction[index] + self._isolated[frame.species]
-            full_cell = all(frame.structure.pbc)
+            has_stress = stress is not None and all(frame.structure.pbc)
             results.append(
                 Result(
                     energy=float(nodes.sum()),
                     forces=forces[index],
-                    stress=np.asarray(stress[index], np.float64) if full_cell else None,
+                    stress=np.asarray(stress[index], np.float64) if has_stress else None,
                     node_energies=nodes,
                 )
             )

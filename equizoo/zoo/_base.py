@@ -53,6 +53,17 @@ class ArchitectureConfig(abc.ABC):
         """Whether the energy has a continuous gradient as atoms cross the cutoff."""
         return True
 
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; else a head predicts them."""
+        return True
+
+    @property
+    def defect(self) -> float:
+        """How far energies and forces may be, relative to the largest, from those of the structure
+        turned; 0 for nothing but rounding."""
+        return 0.0
+
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
         """The model with freshly drawn weights."""
@@ -75,13 +86,22 @@ class Architecture(nnx.Module):
         """Interaction energy of every atom [eV], without reference energies; a function of the edge
         vectors and species alone (and of ``key``), anything on padded nodes."""
 
+    def energies_and_forces(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"]]:
+        """``node_energies``, and forces [eV/Å] of a head, where the config is not conservative."""
+        raise ValueError(
+            f"{type(self).__name__} has no head for forces; its config must be conservative, so "
+            "that they are minus the gradient of the energy."
+        )
+
 
 class Prediction(NamedTuple):
-    """Energies without reference energies, and their exact derivatives."""
+    """Energies without reference energies, and their exact derivatives or direct forces."""
 
     energy: Float[Array, " graphs"]  # [eV]
     forces: Float[Array, "nodes 3"]  # [eV/Å]
-    stress: Float[Array, "graphs 3 3"]  # [eV/Å^3] zero where no cell
+    stress: Float[Array, "graphs 3 3"] | None  # [eV/Å^3] zero where no cell; None: direct forces
     node_energies: Float[Array, " nodes"]  # [eV]
 
 
@@ -92,13 +112,20 @@ def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
 
     .. math:: F_i = \sum_{e \text{ out of } i} g_e - \sum_{e \text{ into } i} g_e, \qquad
         \sigma = \frac{1}{|\det \mathrm{cell}|} \,\mathrm{sym} \sum_e d_e \otimes g_e.
+
+    An architecture whose config is not conservative predicts forces itself, and no stress.
     """
+    vectors = edge_vectors(graph, model.config.cutoff)
+    if not model.config.conservative:
+        nodes, forces = model.energies_and_forces(vectors, graph)
+        nodes = jnp.where(graph.node_mask, nodes, 0)
+        forces = jnp.where(graph.node_mask[:, None], forces, 0)
+        return Prediction(sum_graphs(nodes, graph), forces, None, nodes)
 
     def total(vectors):
         nodes = jnp.where(graph.node_mask, model.node_energies(vectors, graph), 0)
         return jnp.sum(nodes), nodes
 
-    vectors = edge_vectors(graph, model.config.cutoff)
     gradient, nodes = jax.grad(total, has_aux=True)(vectors)
     forces = sum_senders(gradient, graph) - sum_receivers(gradient, graph)
     virial = sum_graphs(sum_receivers(vectors[:, :, None] * gradient[:, None, :], graph), graph)

@@ -330,7 +330,7 @@ class Attention(nnx.Module):
         alphas = channels_of(config.head_irreps)[SCALAR]
         self.from_sender = FeaturesLinear(irreps, irreps, rngs=rngs)
         self.from_receiver = FeaturesLinear(irreps, irreps, use_bias=False, rngs=rngs)
-        if config.message is Message.NONLINEAR:
+        if config.message == Message.NONLINEAR:
             self.radial = _radial(config, into_nodes, rngs)
             scalars = f"{num_heads * alphas}x{SCALAR}"
             self.to_alpha = FeaturesLinear(into_nodes.irreps_out, scalars, rngs=rngs)
@@ -352,7 +352,7 @@ class Attention(nnx.Module):
             ir: gather_senders(senders[ir], graph) + gather_receivers(receivers[ir], graph)
             for ir in senders
         }
-        if config.message is Message.NONLINEAR:
+        if config.message == Message.NONLINEAR:
             scalars, values = self._nonlinear(message, edges)
         else:
             scalars, values = self._linear(message, edges)
