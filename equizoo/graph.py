@@ -21,7 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from equizoo.neighbors import Neighbors, neighbor_list
+from equizoo.neighbors import (
+    NeighborLimit,
+    Neighbors,
+    nearest_neighbors,
+    neighbor_list,
+)
 from equizoo.structure import Structure
 
 
@@ -251,13 +256,20 @@ def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.nd
     return species
 
 
-def make_frame(structure: Structure, cutoff: float, atomic_numbers: Sequence[int]) -> Frame:
-    """A structure with species indices and its neighbour list.
+def make_frame(
+    structure: Structure,
+    cutoff: float,
+    atomic_numbers: Sequence[int],
+    limit: NeighborLimit | None = None,
+) -> Frame:
+    """A structure with species indices and its neighbour list, of which ``limit`` keeps a part.
 
     Raises ``ValueError`` for elements outside ``atomic_numbers``.
     """
     species = species_of(structure, atomic_numbers)
     neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+    if limit is not None:
+        neighbors = nearest_neighbors(neighbors, structure.positions, structure.cell, limit)
     counts = [
         np.bincount(ends, minlength=1).max(initial=0)
         for ends in (neighbors.receivers, neighbors.senders)

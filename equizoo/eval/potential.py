@@ -209,7 +209,8 @@ class Potential:
                 f"{name or 'structure'} is a {type(structure).__name__}, expected ase.Atoms or "
                 "equizoo.structure.Structure."
             )
-        return make_frame(structure, self.config.cutoff, self.config.atomic_numbers)
+        config = self.config
+        return make_frame(structure, config.cutoff, config.atomic_numbers, limit=config.limit)
 
     def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
         """The network's output for one padded batch, still on the device."""

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.graph import Graph, edge_vectors, sum_graphs, sum_receivers, sum_senders
+from equizoo.neighbors import NeighborLimit
 from equizoo.registry import ARCHITECTURES
 
 
@@ -57,6 +58,11 @@ class ArchitectureConfig(abc.ABC):
     def conservative(self) -> bool:
         """Whether forces are minus the gradient of the energy; else a head predicts them."""
         return True
+
+    @property
+    def limit(self) -> NeighborLimit | None:
+        """Which neighbours within the cutoff an atom sees; None: all."""
+        return None
 
     @property
     def defect(self) -> float:

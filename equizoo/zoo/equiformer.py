@@ -101,11 +101,11 @@ class EquiformerConfig(ArchitectureConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        mine = channels_of(self.irreps)
         for field in ("head_irreps", "ffn_irreps"):
-            if unknown := [ir for ir in channels_of(getattr(self, field)) if ir not in mine]:
+            if set(channels_of(getattr(self, field))) != set(channels_of(self.irreps)):
                 raise ValueError(
-                    f"{field} has {', '.join(unknown)}, which irreps '{self.irreps}' lacks."
+                    f"{field} is '{getattr(self, field)}', expected the irreps of "
+                    f"'{self.irreps}' with channels of its own."
                 )
         for field in ("alpha_dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
@@ -207,9 +207,9 @@ class Equiformer(Architecture):
     ) -> Float[Array, " nodes"]:
         config, dtype = self.config, vectors.dtype
         edges = self._edges(vectors)
-        embedding = self.embedding[...] + self.embedding_bias[...][None]
+        embedding = self.embedding[...].astype(dtype) + self.embedding_bias[...].astype(dtype)[None]
         x = self.edge_degree(edges, graph)
-        x[SCALAR] = x[SCALAR] + embedding.astype(dtype)[graph.species][:, None]
+        x[SCALAR] = x[SCALAR] + embedding[graph.species][:, None]
         for layer, layer_key in zip(self.layers, split_keys(key, config.num_layers), strict=True):
             x = layer(x, edges, graph, layer_key)
         hidden = self.head_1(self.norm(x))
@@ -273,7 +273,7 @@ class EdgeDegree(nnx.Module):
 
     def __call__(self, edges: Edges, graph: Graph) -> Features:
         product, dtype = _products(self.config)[0], edges.basis.dtype
-        constants = (self.constants[...] + self.bias[...]).astype(dtype)
+        constants = self.constants[...].astype(dtype) + self.bias[...].astype(dtype)
         x = {
             ir: jnp.zeros((graph.num_edges, e3nn.Irrep(ir).dim, mul), dtype)
             for ir, mul in channels_of(self.config.irreps).items()

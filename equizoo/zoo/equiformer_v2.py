@@ -31,6 +31,7 @@ from equizoo.layers.so2 import SO2Linear, frame_order, frame_rows, frame_scales
 from equizoo.layers.sphere_grid import grid_matrices
 from equizoo.layers.stochastic import dropout, keep_path, split_keys
 from equizoo.layers.uniform import JointNorm, SeparateNorm, UniformLinear
+from equizoo.neighbors import NeighborLimit
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Symmetry
 
 
@@ -76,6 +77,7 @@ class EquiformerV2Config(ArchitectureConfig):
     norm: Norm = Norm.SEPARATE
     forces: Forces = Forces.GRADIENT
     envelope_p: int | None = 5  # makes energies smooth at the cutoff; None: as published
+    neighbor_limit: NeighborLimit | None = None  # published: the 20 nearest; energies then jump
     alpha_dropout: float = 0.1  # of attention weights, while training
     drop_path: float = 0.05  # of a layer's update for a whole graph, while training
     avg_num_nodes: float = 77.81317  # atoms per structure: OC20's
@@ -106,11 +108,15 @@ class EquiformerV2Config(ArchitectureConfig):
 
     @property
     def smooth(self) -> bool:
-        return self.envelope_p is not None
+        return self.envelope_p is not None and self.neighbor_limit is None
 
     @property
     def conservative(self) -> bool:
         return self.forces == Forces.GRADIENT
+
+    @property
+    def limit(self) -> NeighborLimit | None:
+        return self.neighbor_limit
 
     @property
     def defect(self) -> float:
@@ -123,13 +129,15 @@ class EquiformerV2Config(ArchitectureConfig):
 _PUBLISHED: dict[str, Any] = {
     "forces": Forces.DIRECT,
     "envelope_p": None,
+    "neighbor_limit": NeighborLimit(20),
     "zero_isolated": False,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "oc20_83m": _PUBLISHED,
     "oc20_31m": _PUBLISHED | {"num_layers": 8, "l_max": 4, "drop_path": 0.1},
     "oc20_153m": _PUBLISHED | {"num_layers": 20, "m_max": 3, "drop_path": 0.1},
-    "oc22_121m": _PUBLISHED | {"num_layers": 18, "drop_path": 0.1},
+    "oc22_121m": _PUBLISHED
+    | {"num_layers": 18, "drop_path": 0.1, "neighbor_limit": NeighborLimit(20, tolerance=0.01)},
 }
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import enum
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from equizoo.graph import Budget, batch_frames, make_frame, unbatch_nodes
+from equizoo.neighbors import NeighborLimit
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
 from equizoo.zoo._base import energy_forces_stress
@@ -54,6 +56,7 @@ SMALL = {
 VARIANTS = {
     "equiformer_v2 as published": {
         "forces": "direct", "envelope_p": None, "zero_isolated": False, "norm": "joint",
+        "neighbor_limit": NeighborLimit(8),
     },
 }  # fmt: skip
 CASES = [*ARCHITECTURES, *VARIANTS]
@@ -62,8 +65,12 @@ CASES = [*ARCHITECTURES, *VARIANTS]
 def small_config(name, **fields):
     """The defaults of an architecture, made small wherever its config has a field for it."""
     cls, fields = ARCHITECTURES[name.split()[0]], VARIANTS.get(name, {}) | fields
-    known = {field.name for field in dataclasses.fields(cls)}
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
     reduced = {key: value for key, value in SMALL.items() if key in known}
+    fields = {
+        key: known[key](value) if isinstance(known[key], enum.EnumType) else value
+        for key, value in fields.items()
+    }
     required = {"atomic_numbers": ELEMENTS, "cutoff": CUTOFF, "avg_num_neighbors": 6.0}
     return cls(**(required | reduced | fields))
 
@@ -123,7 +130,11 @@ class SmallModel:
         return nnx.merge(self.graphdef, self.state)
 
     def frames(self, structures):
-        return [make_frame(s, self.config.cutoff, self.config.atomic_numbers) for s in structures]
+        config = self.config
+        return [
+            make_frame(s, config.cutoff, config.atomic_numbers, limit=config.limit)
+            for s in structures
+        ]
 
     def batch(self, structures, budget=ROWS, dtype=np.float64):
         return batch_frames(self.frames(structures), budget, dtype)

@@ -158,7 +158,7 @@ def test_a_batch_is_its_structures(name, budget):
 def test_an_empty_batch_is_zero(name, budget):
     model = small_model(name)
     prediction = predict(model.graphdef, model.state, model.batch([], budget))
-    assert all(np.all(np.asarray(part) == 0) for part in prediction)
+    assert all(np.all(np.asarray(part) == 0) for part in jax.tree.leaves(prediction))
 
 
 def test_structures_and_equal_configs_share_one_compilation(name):
