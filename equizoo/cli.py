@@ -15,6 +15,7 @@ from rich.table import Table
 
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
 from equizoo.registry import UnknownName, list_models
+from equizoo.structure import EnergyReference
 
 Json = Annotated[
     Path | None,
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "finetune": finetune,
                 "evaluate": evaluate,
                 "predict": predict,
+                "convert": convert,
                 "demo": demo,
                 "benchmark": benchmark,
             },
@@ -322,6 +324,49 @@ def predict(
     rows = [{"energy_eV": r.energy, "num_atoms": len(r.forces)} for r in results]
     if not _emit({"model": name, "dtype": dtype, "out": str(out), "structures": rows}, json):
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
+
+
+def convert(
+    format: tyro.conf.Positional[Literal["equiformer-v2"]],
+    source: tyro.conf.Positional[Path],
+    out: Path,
+    energy_reference: EnergyReference = EnergyReference.ADSORPTION,
+    raw: bool = False,
+    python: Path | None = None,
+    elements: tuple[str, ...] = (),
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """Turn a checkpoint of another code into a model folder, equal to rounding.
+
+    Opening the file needs torch, runs no code in it, and can be done elsewhere: run
+    equizoo/zoo/_convert/equiformer_v2_dump.py there, and give the folder that it writes.
+
+    Args:
+        format: the code that wrote the checkpoint.
+        source: a .pt file of fairchem 1.x, or the folder with its dump.
+        out: folder for the model; must not exist.
+        energy_reference: what energies are measured against: adsorption for OC20, total for OC22.
+        raw: weights of the last step, not their moving average.
+        python: an interpreter that has torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        elements: keep these alone (chemical symbols).
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval.convert_equiformer_v2 import convert_equiformer_v2
+
+    _use_compile_cache()
+    potential = convert_equiformer_v2(
+        source,
+        energy_reference=energy_reference,
+        raw=raw,
+        python=python,
+        elements=elements,
+        level_of_theory=level_of_theory,
+    )
+    potential.save(out)
+    facts = potential.describe() | {"folder": str(out)}
+    if not _emit(facts, json):
+        _print_facts(facts)
 
 
 def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -> None:

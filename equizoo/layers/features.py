@@ -49,9 +49,7 @@ class FeaturesLinear(nnx.Module):
     result that the input lacks raise ``ValueError``; ``0e`` then has its bias alone.
     """
 
-    def __init__(
-        self, irreps_in: str, irreps_out: str, *, use_bias: bool = True, rngs: nnx.Rngs
-    ):
+    def __init__(self, irreps_in: str, irreps_out: str, *, use_bias: bool = True, rngs: nnx.Rngs):
         channels_in, channels_out = channels_of(irreps_in), channels_of(irreps_out)
         if missing := [ir for ir in channels_out if ir not in channels_in]:
             raise ValueError(
@@ -66,7 +64,9 @@ class FeaturesLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels_out[SCALAR], jnp.float32)) if use_bias else None
 
     def __call__(self, x: Features) -> Features:
-        result = {ir: x[ir] @ kernel[...].astype(x[ir].dtype) for ir, kernel in self.kernels.items()}
+        result = {
+            ir: x[ir] @ kernel[...].astype(x[ir].dtype) for ir, kernel in self.kernels.items()
+        }
         if self.bias is not None:
             scalars = result[SCALAR]
             result[SCALAR] = scalars + self.bias[...].astype(scalars.dtype)[None, None]

@@ -17,9 +17,7 @@ def uniform_param(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.P
 class Affine(nnx.Module):
     """``x W + b`` of scalars; weights from ``U(±1/sqrt(fan_in))``, the bias from its own bound."""
 
-    def __init__(
-        self, width_in: int, width_out: int, *, bias_bound: float = 0.0, rngs: nnx.Rngs
-    ):
+    def __init__(self, width_in: int, width_out: int, *, bias_bound: float = 0.0, rngs: nnx.Rngs):
         self.kernel = uniform_param(rngs, (width_in, width_out), width_in**-0.5)
         self.bias = uniform_param(rngs, (width_out,), bias_bound)
 

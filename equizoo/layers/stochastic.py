@@ -12,9 +12,7 @@ def split_keys(key: Array | None, count: int) -> list[Array | None]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def dropout(
-    x: Float[Array, "*batch"], rate: float, key: Array | None
-) -> Float[Array, "*batch"]:
+def dropout(x: Float[Array, "*batch"], rate: float, key: Array | None) -> Float[Array, "*batch"]:
     """``x`` with elements zero at this rate and the rest over ``1 - rate``: the same mean."""
     if key is None or rate == 0:
         return x

@@ -258,9 +258,7 @@ class Layer(nnx.Module):
     def __init__(self, config: EquiformerV2Config, *, rngs: nnx.Rngs):
         self.config = config
         self.norm_1 = _norm(config, rngs)
-        self.attention = Attention(
-            config, config.channels, dropout=config.alpha_dropout, rngs=rngs
-        )
+        self.attention = Attention(config, config.channels, dropout=config.alpha_dropout, rngs=rngs)
         self.norm_2 = _norm(config, rngs)
         self.ffn = FeedForward(config, config.channels, rngs=rngs)
 

@@ -131,7 +131,9 @@ def norm(state, name, x, irreps):
 def to_heads(x, head_irreps, num_heads):
     """``[edges, heads, dim of a head]``."""
     wide = [(num_heads * mul, ir) for mul, ir, _ in blocks(head_irreps)]
-    parts = [x[:, place].reshape(len(x), num_heads, -1) for _, _, place in blocks(e3nn.Irreps(wide))]
+    parts = [
+        x[:, place].reshape(len(x), num_heads, -1) for _, _, place in blocks(e3nn.Irreps(wide))
+    ]
     return jnp.concatenate(parts, axis=2)
 
 
@@ -236,7 +238,9 @@ class Oracle:
         d = positions[source] - positions[target] - shifts
         r = jnp.sqrt(jnp.sum(d**2, axis=1))
         u = r / c.cutoff
-        envelope = jnp.ones_like(u) if c.envelope_p is None else 1 - 21 * u**5 + 35 * u**6 - 15 * u**7
+        envelope = (
+            jnp.ones_like(u) if c.envelope_p is None else 1 - 21 * u**5 + 35 * u**6 - 15 * u**7
+        )
         y = e3nn.spherical_harmonics(
             e3nn.Irreps(self.sh), d / r[:, None], normalize=False, normalization="component"
         ).array
@@ -267,7 +271,9 @@ def original_state(config, model):
     def put_linear(name, layer, irreps_in):
         order = [str(ir) for _, ir in e3nn.Irreps(irreps_in)]
         kernels = {ir: np.asarray(kernel[...]) for ir, kernel in layer.kernels.items()}
-        put(f"{name}.tp.weight", np.concatenate([kernels[i].ravel() for i in order if i in kernels]))
+        put(
+            f"{name}.tp.weight", np.concatenate([kernels[i].ravel() for i in order if i in kernels])
+        )
         if layer.bias is not None:
             put(f"{name}.bias.0", layer.bias[...])
 

@@ -32,7 +32,7 @@ def published_frames(vectors, seed):
 
 def wigner(rotations, l_max):
     irreps = e3nn.Irreps([(1, (degree, 1)) for degree in range(l_max + 1)])
-    return irreps.D_from_matrix(jnp.asarray(rotations))
+    return jax.jit(jax.vmap(irreps.D_from_matrix))(jnp.asarray(rotations))
 
 
 def grid(l_max, n):
@@ -89,9 +89,7 @@ class Oracle:
         degree = np.array(degrees(self.l_max))
         weight = self.state[f"{name}.affine_weight"]
         if self.s["norm_type"] == "layer_norm_sh":
-            mean = sum(
-                (x[:, degree == k] ** 2).mean(axis=(1, 2)) for k in range(1, self.l_max + 1)
-            )
+            mean = sum((x[:, degree == k] ** 2).mean(axis=(1, 2)) for k in range(1, self.l_max + 1))
             rest = x[:, 1:] / jnp.sqrt(mean / self.l_max + 1e-5)[:, None, None]
             first = self.layer_norm(f"{name}.norm_l0", x[:, :1])
             return jnp.concatenate([first, rest * weight[degree[1:] - 1]], axis=1)
@@ -189,7 +187,9 @@ class Oracle:
         width = 2 * (centers[1] - centers[0])
         self.basis = jnp.asarray(np.exp(-0.5 * ((r[:, None] - centers) / width) ** 2))
         self.wigner = wigner(rotations, self.l_max)
-        axial = self.radial("edge_degree_embedding.rad_func.net", self.edge_scalars("edge_degree_embedding"))
+        axial = self.radial(
+            "edge_degree_embedding.rad_func.net", self.edge_scalars("edge_degree_embedding")
+        )
         axial = axial.reshape(len(r), self.l_max + 1, -1)
         kept_m = np.array(orders(self.l_max))[self.kept]
         message = jnp.zeros((len(r), len(kept_m), axial.shape[2]))

@@ -93,9 +93,7 @@ def count(size):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize(
-    ("size", "parameters"), [("md17_l2", 3_496_001), ("md17_l3", 5_500_865)]
-)
+@pytest.mark.parametrize(("size", "parameters"), [("md17_l2", 3_496_001), ("md17_l3", 5_500_865)])
 def test_published_sizes(size, parameters):
     """3.50 M and 5.50 M in table 2 of the paper."""
     assert count(size) == parameters
