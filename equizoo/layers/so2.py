@@ -20,7 +20,9 @@ from equizoo.tensor_products._so3 import rotations_to_pole, unit_vectors, wigner
 def frame_order(l_max: int, m_max: int) -> Int[np.ndarray, " components"]:
     """Which of the ``(l_max + 1)^2`` components stands where in the frame."""
     signed = [0] + [sign * m for m in range(1, m_max + 1) for sign in (1, -1)]
-    return np.array([l * l + l + m for m in signed for l in range(abs(m), l_max + 1)])
+    return np.array(
+        [degree * (degree + 1) + m for m in signed for degree in range(abs(m), l_max + 1)]
+    )
 
 
 @functools.cache

@@ -193,13 +193,14 @@ def _transposed(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(array, -1, -2))
 
 
-# (part of a name, what it is here, what happens to the array); the first that fits is taken
+_RADIAL = r"(?:so2_conv_1\.)?rad_func\.net\."
+# (end of a name, what it is here, what happens to the array); the first that fits is taken
 _ENDS: tuple[tuple[str, str, Change], ...] = (
     (r"source_embedding\.weight", "weights.senders", _same),
     (r"target_embedding\.weight", "weights.receivers", _same),
-    (r"(?:so2_conv_1\.)?rad_func\.net\.([036])\.weight", "weights.network.maps.{}.kernel", _transposed),
-    (r"(?:so2_conv_1\.)?rad_func\.net\.([036])\.bias", "weights.network.maps.{}.bias", _same),
-    (r"(?:so2_conv_1\.)?rad_func\.net\.([14])\.(weight|bias)", "weights.network.norms.{}.{}", _same),
+    (rf"{_RADIAL}([036])\.weight", "weights.network.maps.{}.kernel", _transposed),
+    (rf"{_RADIAL}([036])\.bias", "weights.network.maps.{}.bias", _same),
+    (rf"{_RADIAL}([14])\.(weight|bias)", "weights.network.norms.{}.{}", _same),
     (r"so2_conv_([12])\.fc_m0\.weight", "conv_{}.axial.kernel", _transposed),
     (r"so2_conv_([12])\.fc_m0\.bias", "conv_{}.axial.bias", _same),
     (r"so2_conv_([12])\.so2_m_conv\.(\d+)\.fc\.weight", "conv_{}.planar.{}", _transposed),
