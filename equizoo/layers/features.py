@@ -8,11 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from equizoo.layers.activation import (
-    ActivationConstant,
-    normalized_sigmoid,
-    normalized_silu,
-)
+from equizoo.layers.activation import ActivationConstant, normalized_silu
+from equizoo.layers.gating import normalized_sigmoid
 from equizoo.layers.linear import normal_param
 
 Features = dict[str, Float[Array, "n _ _"]]
@@ -87,7 +84,7 @@ def gate(
 
     Both with unit second moment. ``0o`` is gated as a vector is, since SiLU would break its parity.
     """
-    silu, sigmoid = normalized_silu(constant), normalized_sigmoid(constant)
+    silu = normalized_silu(constant)
     channels = channels_of(irreps)
     scalars, gates = x[SCALAR][:, :, : channels[SCALAR]], x[SCALAR][:, :, channels[SCALAR] :]
     result, start = {}, 0
@@ -95,7 +92,7 @@ def gate(
         if ir == SCALAR:
             result[ir] = silu(scalars)
         else:
-            result[ir] = x[ir] * sigmoid(gates[:, :, start : start + mul])
+            result[ir] = x[ir] * normalized_sigmoid(gates[:, :, start : start + mul], constant)
             start += mul
     return result
 

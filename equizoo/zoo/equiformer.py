@@ -20,12 +20,9 @@ from equizoo.graph import (
     softmax_receivers,
     sum_receivers,
 )
-from equizoo.layers.activation import (
-    ActivationConstant,
-    normalized_silu,
-    normalized_smooth_leaky_relu,
-)
+from equizoo.layers.activation import ActivationConstant, normalized_silu
 from equizoo.layers.depthwise import Depthwise, depthwise
+from equizoo.layers.distance_basis import LearnedBessel, LearnedGaussians, exp_normal_basis
 from equizoo.layers.features import (
     SCALAR,
     Features,
@@ -36,12 +33,12 @@ from equizoo.layers.features import (
     irreps_of,
     with_gates,
 )
+from equizoo.layers.gating import normalized_smooth_leaky_relu
 from equizoo.layers.harmonics import safe_norm, spherical_harmonics
 from equizoo.layers.isolated import lone_atoms
-from equizoo.layers.learned_basis import LearnedBessel, LearnedGaussians
 from equizoo.layers.linear import normal_param
 from equizoo.layers.norm import FeaturesNorm
-from equizoo.layers.radial import exp_normal_basis, polynomial_envelope
+from equizoo.layers.radial import polynomial_envelope
 from equizoo.layers.radial_network import RadialNetwork, uniform_param
 from equizoo.layers.stochastic import dropout, keep_path, split_keys
 from equizoo.tensor_products._base import TensorProduct
@@ -356,7 +353,7 @@ class Attention(nnx.Module):
             scalars, values = self._nonlinear(message, edges)
         else:
             scalars, values = self._linear(message, edges)
-        scalars = normalized_smooth_leaky_relu(config.activation)(scalars)
+        scalars = normalized_smooth_leaky_relu(scalars, config.activation)
         logits = jnp.einsum("ehk,hk->eh", scalars, self.dot[...].astype(scalars.dtype))
         alpha = softmax_receivers(logits, graph, edges.envelope)
         alpha = dropout(alpha, config.alpha_dropout, key)

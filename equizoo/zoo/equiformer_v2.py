@@ -20,12 +20,13 @@ from equizoo.graph import (
     sum_graphs,
     sum_receivers,
 )
-from equizoo.layers.activation import smooth_leaky_relu
+from equizoo.layers.distance_basis import gaussian_smearing
+from equizoo.layers.gating import smooth_leaky_relu
 from equizoo.layers.harmonics import safe_norm
 from equizoo.layers.isolated import lone_atoms
 from equizoo.layers.linear import normal_param
 from equizoo.layers.norm import LayerNorm
-from equizoo.layers.radial import gaussian_smearing, polynomial_envelope
+from equizoo.layers.radial import polynomial_envelope
 from equizoo.layers.radial_network import Affine, RadialNetwork, uniform_param
 from equizoo.layers.so2 import SO2Linear, frame_order, frame_rows, frame_scales
 from equizoo.layers.sphere_grid import grid_matrices

@@ -1,4 +1,4 @@
-"""Bases of distance with parameters."""
+"""Bases of distance, with and without parameters, that networks with layer normalisation take."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,54 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.layers.radial import polynomial_envelope
+
+
+def cosine_cutoff(
+    r: Float[Array, "*batch"],  # [Å]
+    cutoff: float,  # [Å]
+) -> Float[Array, "*batch"]:
+    """``(1 + cos(pi r / cutoff)) / 2``, zero from the cutoff on: continuous with its slope."""
+    return jnp.where(r < cutoff, (1 + jnp.cos(np.pi * r / cutoff)) / 2, 0)
+
+
+def exp_normal_basis(
+    r: Float[Array, "*batch"],  # [Å]
+    cutoff: float,  # [Å]
+    num_basis: int,
+) -> Float[Array, "*batch num_basis"]:
+    r"""Gaussians of ``exp(-5 r / cutoff)`` times a cosine cutoff.
+
+    .. math:: b_n(r) = \tfrac{1 + \cos(\pi r / r_c)}{2}
+        \exp\left(-\beta \, (e^{-5 r / r_c} - \mu_n)^2\right), \quad
+        \beta = \left(\tfrac{2}{N} (1 - e^{-r_c})\right)^{-2}
+
+    with :math:`\mu_n` from :math:`e^{-r_c}` (``r_c`` in Å) to 1 in equal steps.
+
+    Reference: Thölke and De Fabritiis 2022, https://arxiv.org/abs/2202.02541, eq. 2.
+    """
+    start = float(np.exp(-cutoff))
+    means = jnp.asarray(np.linspace(start, 1, num_basis), r.dtype).reshape((1,) * r.ndim + (-1,))
+    beta = (2 / num_basis * (1 - start)) ** -2
+    gaussians = jnp.exp(-beta * (jnp.exp(-5 / cutoff * r)[..., None] - means) ** 2)
+    return cosine_cutoff(r, cutoff)[..., None] * gaussians
+
+
+def gaussian_smearing(
+    r: Float[Array, "*batch"],  # [Å]
+    cutoff: float,  # [Å]
+    num_basis: int,
+    width: float = 2.0,
+) -> Float[Array, "*batch num_basis"]:
+    r"""Gaussians at ``num_basis`` equal steps from 0 to the cutoff, ``width`` steps wide.
+
+    .. math:: b_n(r) = \exp\left(-\frac{(r - n \Delta)^2}{2 (w \Delta)^2}\right), \quad
+        \Delta = r_c / (N - 1), \quad n = 0 \dots N - 1
+
+    Does not vanish at the cutoff.
+    """
+    step = cutoff / (num_basis - 1)
+    centers = jnp.asarray(np.arange(num_basis) * step, r.dtype).reshape((1,) * r.ndim + (-1,))
+    return jnp.exp(-((r[..., None] - centers) ** 2) / (2 * (width * step) ** 2))
 
 
 class LearnedGaussians(nnx.Module):
