@@ -61,14 +61,13 @@ def contents(
         for name, key in names.items()
         if not _BUFFERS.search(name)
     }
-    average = checkpoint.get("ema")
-    averaged = average is not None and not raw
-    if averaged:
+    average = None if raw else checkpoint.get("ema")
+    if average is not None:
         arrays |= _average(arrays, average["shadow_params"])
     settings = {
         "format": FORMAT,
         "version": VERSION,
-        "weights": "moving average" if averaged else "last step",
+        "weights": "moving average" if average is not None else "last step",
         "model": _model(checkpoint.get("config", {})),
         "normalizers": _normalizers(checkpoint.get("normalizers") or {}),
         "element_references": _element_references(checkpoint.get("elementrefs") or {}),
@@ -155,6 +154,6 @@ if __name__ == "__main__":
     if len(paths) != 2 or set(flags) - {"--raw"}:
         sys.exit("usage: python equiformer_v2_dump.py CHECKPOINT.pt FOLDER [--raw]")
     try:
-        dump_file(*paths, raw="--raw" in flags)
+        dump_file(paths[0], paths[1], raw="--raw" in flags)
     except ValueError as error:
         sys.exit(f"{paths[0]}: {error}")
