@@ -38,8 +38,18 @@ def dump_file(source: str, folder: str, raw: bool = False) -> None:
     """Writes the dump of the checkpoint in ``source``; ``ValueError`` where it cannot be one."""
     import torch
 
-    with torch.serialization.safe_globals(_numbers()):
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        with torch.serialization.safe_globals(_plain()):
+            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"it holds {found[1] if found else 'objects'} beside tensors, numbers and containers, "
+            "and is not opened: that could run code. Save its state_dict, ema, config, normalizers "
+            "and elementrefs alone."
+        ) from error
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     settings, arrays = contents(checkpoint, raw=raw)
     settings["source"] = {"file": Path(source).name, "sha256": digest}
@@ -137,15 +147,17 @@ def _array(value: Any, name: str) -> Any:
     return np.array(array, order="C")
 
 
-def _numbers() -> list[Any]:
-    """What a checkpoint's metrics and settings hold beside tensors: numbers of numpy."""
+def _plain() -> list[Any]:
+    """What metrics and settings hold beside tensors: containers, and numbers of numpy."""
     import collections
 
     import numpy as np
 
-    scalar = np.float64(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]  # under its names in numpy 1 and 2
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
-    return [collections.defaultdict, np.dtype, scalar, *dtypes]
+    containers = [collections.defaultdict, dict, list, int, float]
+    return [*containers, np.dtype, *dtypes, *((scalar, name) for name in names)]
 
 
 if __name__ == "__main__":
