@@ -330,7 +330,9 @@ def convert(
     format: tyro.conf.Positional[Literal["equiformer-v2"]],
     source: tyro.conf.Positional[Path],
     out: Path,
-    energy_reference: EnergyReference = EnergyReference.ADSORPTION,
+    energy_reference: Annotated[
+        EnergyReference, tyro.conf.EnumChoicesFromValues
+    ] = EnergyReference.ADSORPTION,
     raw: bool = False,
     python: Path | None = None,
     elements: tuple[str, ...] = (),
