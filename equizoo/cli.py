@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
-from equizoo.registry import UnknownName, list_models, shown_elements
+from equizoo.registry import MODELS, UnknownName, list_models, shown_elements
+from equizoo.structure import EnergyReference
 
 Json = Annotated[
     Path | None,
@@ -336,8 +337,7 @@ def predict(
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
 
 
-def convert(
-    format: tyro.conf.Positional[Literal["mace-torch"]],
+def convert_mace_torch(
     source: tyro.conf.Positional[str],
     out: Path | None = None,
     trust: bool = False,
@@ -348,13 +348,12 @@ def convert(
     level_of_theory: str = "as in the checkpoint",
     json: Json = None,
 ) -> None:
-    """Turn a checkpoint of another code into a model folder, equal to rounding.
+    """Models of mace-torch (.model), and its foundation models by name.
 
     Opening a .model file runs code that it brings: consent with --trust. That step needs
     mace-torch; it can be done elsewhere (--dump-only), and its folder given as the source.
 
     Args:
-        format: the code that wrote the checkpoint.
         source: a .model file, a folder made with --dump-only, or a released checkpoint by name.
         out: folder for the model (or the dump); must not exist. A released checkpoint goes to
             the cache without it, where 'equizoo evaluate NAME' and the rest find it.
@@ -365,41 +364,112 @@ def convert(
         elements: keep these alone (chemical symbols).
         level_of_theory: that of the data it was trained on.
     """
-    from equizoo.eval import convert as to
-    from equizoo.eval.potential import load
-    from equizoo.registry import MODELS
+    from equizoo.eval import convert_mace_torch as to
+    from equizoo.eval.checkpoints import convert_released
 
     _use_compile_cache()
     if dump_only:
-        if out is None:
-            raise ValueError("--dump-only needs --out, the folder to write.")
-        to.dump_mace_torch(source, out, trust=trust, python=python)
-        facts: dict[str, Any] = {"folder": str(out)}
-    elif source in MODELS:
-        entry = MODELS[source]
-        if entry.checkpoint is None:
-            raise ValueError(f"{source} needs no conversion; use it by its name.")
-        if elements and out is None:
-            raise ValueError("--elements of a released checkpoint needs --out.")
-        folder = to.ensure_converted(
-            entry, trust=trust, accept_license=accept_license, python=python
+        to.dump_mace_torch(source, _required(out, "dump"), trust=trust, python=python)
+        _show_folder({}, out, json)
+        return
+    if source in MODELS:
+        folder = convert_released(
+            source,
+            "mace-torch",
+            out,
+            elements=elements,
+            trust=trust,
+            accept_license=accept_license,
+            python=python,
         )
-        if out is not None:
-            potential = load(folder, check_golden=False)
-            (potential.with_elements(elements) if elements else potential).save(out)
-        facts = load(out or folder).describe() | {"folder": str(out or folder)}
     else:
-        if out is None:
-            raise ValueError("--out is missing: the folder to write the model to.")
-        potential = to.convert_mace_torch(
+        folder = _required(out, "model")
+        to.convert_mace_torch(
             source,
             trust=trust,
             python=python,
             elements=elements,
             level_of_theory=level_of_theory,
-        )
-        potential.save(out)
-        facts = potential.describe() | {"folder": str(out)}
+        ).save(folder)
+    _show_converted(folder, json)
+
+
+def convert_equiformer_v2(
+    source: tyro.conf.Positional[str],
+    out: Path | None = None,
+    energy_reference: Annotated[
+        EnergyReference, tyro.conf.EnumChoicesFromValues
+    ] = EnergyReference.ADSORPTION,
+    raw: bool = False,
+    python: Path | None = None,
+    dump_only: bool = False,
+    elements: tuple[str, ...] = (),
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """EquiformerV2 of fairchem 1.x (.pt), and those released for OC20 and OC22 by name.
+
+    Opening the file needs torch, runs no code in it, and can be done elsewhere (--dump-only), its
+    folder then given as the source.
+
+    Args:
+        source: a .pt file, a folder made with --dump-only, or a released checkpoint by name.
+        out: folder for the model (or the dump); must not exist. A released checkpoint goes to
+            the cache without it, where 'equizoo evaluate NAME' and the rest find it.
+        energy_reference: what energies are measured against: adsorption for OC20, total for OC22.
+        raw: weights of the last step, not their moving average.
+        python: an interpreter that has torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        dump_only: write plain arrays and JSON, to be converted without torch.
+        elements: keep these alone (chemical symbols).
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval import convert_equiformer_v2 as to
+    from equizoo.eval.checkpoints import convert_released
+
+    _use_compile_cache()
+    if dump_only:
+        to.dump_equiformer_v2(source, _required(out, "dump"), raw=raw, python=python)
+        _show_folder({}, out, json)
+        return
+    if source in MODELS:
+        folder = convert_released(source, "equiformer-v2", out, elements=elements, python=python)
+    else:
+        folder = _required(out, "model")
+        to.convert_equiformer_v2(
+            Path(source),
+            energy_reference=energy_reference,
+            raw=raw,
+            python=python,
+            elements=elements,
+            level_of_theory=level_of_theory,
+        ).save(folder)
+    _show_converted(folder, json)
+
+
+def convert(
+    checkpoint: Annotated[
+        Annotated[None, tyro.conf.subcommand("mace-torch", constructor=convert_mace_torch)]
+        | Annotated[None, tyro.conf.subcommand("equiformer-v2", constructor=convert_equiformer_v2)],
+        tyro.conf.OmitSubcommandPrefixes,
+    ],
+) -> None:
+    """Turn a checkpoint of another code into a model folder, equal to rounding."""
+
+
+def _required(out: Path | None, what: str) -> Path:
+    if out is None:
+        raise ValueError(f"--out is missing: the folder to write the {what} to.")
+    return out
+
+
+def _show_converted(folder: Path, json: Path | None) -> None:
+    from equizoo.eval.potential import load
+
+    _show_folder(load(folder).describe(), folder, json)
+
+
+def _show_folder(facts: Mapping[str, Any], folder: Path | None, json: Path | None) -> None:
+    facts = {**facts, "folder": str(folder)}
     if not _emit(facts, json):
         _print_facts(facts)
 

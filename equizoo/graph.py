@@ -21,7 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from equizoo.neighbors import Neighbors, neighbor_list
+from equizoo.neighbors import (
+    NeighborLimit,
+    Neighbors,
+    nearest_neighbors,
+    neighbor_list,
+)
 from equizoo.structure import Structure
 
 
@@ -144,6 +149,44 @@ def sum_senders(x: Float[Array, "edges *rest"], graph: Graph) -> Float[Array, "n
     return _sum_of(x, graph.outgoing, senders[:, None])
 
 
+def softmax_receivers(
+    logits: Float[Array, "edges heads"],
+    graph: Graph,
+    envelope: Float[Array, " edges"] | None = None,
+) -> Float[Array, "edges heads"]:
+    r"""Weights of each node's incoming edges, padded edges zero.
+
+    .. math:: w_e = \frac{\exp a_e}{\sum_{e'} \exp a_{e'}} \quad\text{or, with an envelope,}\quad
+        w_e = \frac{f_e \exp a_e}{1 + \sum_{e'} f_{e'} \exp a_{e'}}
+
+    Without an envelope they sum to one, and jump when an edge appears. An envelope that vanishes
+    at the cutoff makes them as smooth as it is; the 1, an edge to nothing of logit zero, keeps the
+    weight of an only neighbour from staying one until it is gone.
+    """
+    real = graph.edge_mask[:, None]
+    # any shift cancels, so it is a constant for derivatives
+    least = -jnp.inf if envelope is None else 0.0
+    top = _max_receivers(jax.lax.stop_gradient(logits), graph, least)
+    powers = jnp.exp(jnp.where(real, logits - gather_receivers(top, graph), 0))
+    powers = jnp.where(real, powers if envelope is None else powers * envelope[:, None], 0)
+    total = sum_receivers(powers, graph)
+    total = jnp.where(total == 0, 1, total) if envelope is None else total + jnp.exp(-top)
+    return powers / gather_receivers(total, graph)
+
+
+def _max_receivers(
+    x: Float[Array, "edges heads"], graph: Graph, least: float
+) -> Float[Array, "nodes heads"]:
+    """The largest of ``least`` and each node's incoming edges; 0 if that is minus infinity."""
+    x = jnp.where(graph.edge_mask[:, None], x, jnp.full_like(x, -jnp.inf))
+    if graph.slots is None:
+        top = jax.ops.segment_max(x, graph.receivers, graph.num_nodes, indices_are_sorted=True)
+    else:
+        top = x.reshape(graph.num_nodes, graph.slots, -1).max(axis=1)
+    top = jnp.maximum(top, jnp.asarray(least, x.dtype))
+    return jnp.where(jnp.isfinite(top), top, 0)
+
+
 def sum_graphs(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "graphs *rest"]:
     """The sum over each graph's nodes, padded nodes left out."""
     x = jnp.where(_expand(graph.node_mask, x.ndim), x, 0)
@@ -218,14 +261,22 @@ def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.nd
 
 
 def make_frame(
-    structure: Structure, cutoff: float, atomic_numbers: Sequence[int], head: int = 0
+    structure: Structure,
+    cutoff: float,
+    atomic_numbers: Sequence[int],
+    *,
+    head: int = 0,
+    limit: NeighborLimit | None = None,
 ) -> Frame:
-    """A structure with species indices and its neighbour list; ``head`` is its index.
+    """A structure with species indices and its neighbour list, of which ``limit`` keeps a part;
+    ``head`` is the index of its level of theory.
 
     Raises ``ValueError`` for elements outside ``atomic_numbers``.
     """
     species = species_of(structure, atomic_numbers)
     neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+    if limit is not None:
+        neighbors = nearest_neighbors(neighbors, structure.positions, structure.cell, limit)
     counts = [
         np.bincount(ends, minlength=1).max(initial=0)
         for ends in (neighbors.receivers, neighbors.senders)

@@ -106,7 +106,7 @@ class TrainingData:
 class Checkpoint:
     """Other people's weights in their own format: fetched and converted on the user's machine."""
 
-    format: Literal["mace-torch"]
+    format: Literal["mace-torch", "equiformer-v2"]
     file: str  # its name, also in a folder of files fetched by hand
     address: str  # https
     sha256: str | None  # null where the publisher states none
@@ -323,8 +323,8 @@ def _released_folder(entry: ModelEntry, revision: str) -> Path:
         if entry.checkpoint is not None:
             raise ValueError(
                 f"{entry.name} is a checkpoint that has not been converted here yet; do so once "
-                f"with equizoo.load({entry.name!r}, trust=True), or on the command line: equizoo "
-                f"convert mace-torch {entry.name} --trust."
+                f"with equizoo.load({entry.name!r}), or on the command line: equizoo convert "
+                f"{entry.checkpoint.format} {entry.name}; it says what has to be agreed to."
             )
         if entry.hub_repo is None:
             places = f"{BUNDLED / entry.name} or {cache_folder() / 'models' / entry.name}"

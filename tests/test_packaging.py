@@ -19,7 +19,7 @@ from flax import nnx
 from hatchling.builders.wheel import WheelBuilder
 
 import equizoo
-from equizoo.graph import Budget, batch_frames, make_frame
+from equizoo.graph import Budget, batch_frames
 from equizoo.hub import split_front_matter
 from equizoo.registry import MODELS, CardRegistry
 from equizoo.structure import Structure
@@ -159,7 +159,7 @@ def test_the_architecture_of_the_guide_works(tmp_path):
 
     def predict(positions):
         structure = Structure.from_atoms(Atoms("OH2", positions))
-        frames = [make_frame(structure, config.cutoff, config.atomic_numbers)]
+        frames = [config.frame(structure)]
         budget = Budget.of(frames, nodes=8, graphs=2)
         graph = batch_frames(frames, budget, np.float64)
         return energy_forces_stress(model, jax.tree.map(jnp.asarray, graph))

@@ -296,7 +296,7 @@ def test_a_checkpoint_is_converted_where_it_is_used(cards, tmp_path):
     write_card(cards.folder, "theirs", checkpoint=CHECKPOINT, **UNSTATED)
     entry = cards["theirs"]
     assert entry.source == "checkpoint" and entry.checkpoint.terms is None
-    with pytest.raises(ValueError, match="not been converted here yet.*trust=True"):
+    with pytest.raises(ValueError, match="not been converted here yet.*convert mace-torch theirs"):
         find_model_folder("theirs", models=cards)
     write_weights(tmp_path / "cache" / "models" / "theirs")
     assert entry.source == "cached"

@@ -21,7 +21,7 @@ from equizoo import hub
 from equizoo.config import from_dict, to_dict
 from equizoo.eval.golden import check_golden_outputs, golden_outputs
 from equizoo.eval.packing import BudgetSet, pack
-from equizoo.graph import Budget, Frame, batch_frames, make_frame, unbatch_nodes
+from equizoo.graph import Budget, Frame, batch_frames, unbatch_nodes
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
 from equizoo.structure import EnergyReference, Structure
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
@@ -36,7 +36,8 @@ class Result(NamedTuple):
 
     energy: float  # [eV] with reference energies
     forces: Float[np.ndarray, "nodes 3"]  # [eV/Å]
-    stress: Float[np.ndarray, "3 3"] | None  # [eV/Å^3] None unless periodic along all three axes
+    # [eV/Å^3] None unless periodic along all three axes, and for models with direct forces
+    stress: Float[np.ndarray, "3 3"] | None
     node_energies: Float[np.ndarray, " nodes"]  # [eV] with reference energies
 
 
@@ -113,6 +114,7 @@ class Potential:
             "energy_reference": str(self.energy_reference),
             "symmetry": str(config.symmetry),
             "smooth": config.smooth,
+            "conservative": config.conservative,
             **several,
         }
 
@@ -287,12 +289,11 @@ class Potential:
                 f"{name or 'structure'} is a {type(structure).__name__}, expected ase.Atoms or "
                 "equizoo.structure.Structure."
             )
-        config, head = self.config, self.head
-        if structure.head is not None and len(config.heads) > 1:
+        head = self.head
+        if structure.head is not None and len(self.config.heads) > 1:
             head = structure.head
-            _require_head(head, config)
-        config.require(structure)
-        return make_frame(structure, config.cutoff, config.atomic_numbers, config.heads.index(head))
+            _require_head(head, self.config)
+        return self.config.frame(structure, head)
 
     def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
         """The network's output for one padded batch, still on the device."""
@@ -310,12 +311,12 @@ class Potential:
         results = []
         for index, frame in enumerate(frames):
             nodes = interaction[index] + self._isolated[frame.head, frame.species]
-            full_cell = all(frame.structure.pbc)
+            has_stress = stress is not None and all(frame.structure.pbc)
             results.append(
                 Result(
                     energy=float(nodes.sum()),
                     forces=forces[index],
-                    stress=np.asarray(stress[index], np.float64) if full_cell else None,
+                    stress=np.asarray(stress[index], np.float64) if has_stress else None,
                     node_energies=nodes,
                 )
             )
@@ -413,7 +414,7 @@ def load(
     :func:`equizoo.registry.find_model_folder` for names.
     """
     if str(spec) in MODELS and MODELS[str(spec)].checkpoint is not None:
-        from equizoo.eval.convert import ensure_converted  # which builds on this module
+        from equizoo.eval.checkpoints import ensure_converted  # which builds on this module
 
         ensure_converted(MODELS[str(spec)], trust=trust, accept_license=accept_license)
     folder = find_model_folder(spec)

@@ -19,7 +19,7 @@ from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
 from equizoo.eval.potential import Potential
-from equizoo.graph import Budget, Frame, make_frame
+from equizoo.graph import Budget, Frame
 from equizoo.structure import Structure
 from equizoo.train.config import TrainConfig
 from equizoo.train.loop import Fitted, fit
@@ -253,9 +253,7 @@ def make_packing(
 
 
 def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> list[Frame]:
-    for structure in structures:
-        config.require(structure)
-    return [make_frame(s, config.cutoff, config.atomic_numbers) for s in structures]
+    return [config.frame(structure) for structure in structures]
 
 
 def _joined(data: Prepared) -> Dataset:

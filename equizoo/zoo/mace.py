@@ -199,9 +199,11 @@ class MACEConfig(ArchitectureConfig):
         for part in (self.distance_transform, self.repulsion):
             if part is not None:
                 covalent_radii(self.atomic_numbers, part.radii)
-        if self.envelope_on is EnvelopeOn.BASIS and set(self.interactions) & _SEES_ATOMS:
-            # radial networks of these do not vanish where their basis does
-            object.__setattr__(self, "smooth", False)
+
+    @property
+    def smooth(self) -> bool:
+        # radial networks of these do not vanish where their basis does
+        return self.envelope_on is not EnvelopeOn.BASIS or not set(self.interactions) & _SEES_ATOMS
 
     def require(self, structure: Structure) -> None:
         for feature in self.joint_embedding:

@@ -22,7 +22,8 @@ from e3nn import o3
 from mace.modules.blocks import NonLinearBiasReadoutBlock
 
 from equizoo.cli import main
-from equizoo.eval import convert as to
+from equizoo.eval import convert_mace_torch as to
+from equizoo.eval.checkpoints import ensure_converted
 from equizoo.eval.potential import load
 from equizoo.registry import MODELS, Checkpoint
 from equizoo.structure import Structure
@@ -244,13 +245,11 @@ def test_released_checkpoint(tmp_path, monkeypatch):
         load("tiny", accept_license="ASL")
     wrong = dataclasses.replace(entry.checkpoint, sha256="0" * 64)
     with pytest.raises(ValueError, match=f"has SHA-256 {digest}, expected 0000"):
-        to.ensure_converted(
+        ensure_converted(
             dataclasses.replace(entry, checkpoint=wrong), trust=True, accept_license="ASL"
         )
     with pytest.raises(ValueError, match="the card of tiny says 9.0 Å"):
-        to.ensure_converted(
-            dataclasses.replace(entry, cutoff=9.0), trust=True, accept_license="ASL"
-        )
+        ensure_converted(dataclasses.replace(entry, cutoff=9.0), trust=True, accept_license="ASL")
     assert not folder.exists()
     first = load("tiny", trust=True, accept_license="ASL")
     assert first.head == "y" and first.source["sha256"] == digest

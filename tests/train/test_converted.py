@@ -9,7 +9,7 @@ from flax import nnx
 
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import FromModel
-from equizoo.eval.convert import convert_mace_torch
+from equizoo.eval.convert_mace_torch import convert_mace_torch
 from equizoo.eval.golden import golden_structures
 from equizoo.train.finetune import finetune, finetune_training
 from equizoo.train.recipe import DataConfig

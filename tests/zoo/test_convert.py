@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from ase import Atoms
 
-from equizoo.eval import convert as to
+from equizoo.eval import convert_mace_torch as to
 from equizoo.eval.potential import load
 from equizoo.tensor_products._base import natural_irreps
 from equizoo.tensor_products._symmetric import symmetric_basis

@@ -1,10 +1,7 @@
-"""Checkpoints of mace-torch to potentials, on the user's machine and with the user's consent."""
+"""Released checkpoints of other codes: fetched, verified, converted once, and kept."""
 
 import hashlib
 import os
-import subprocess
-import sys
-import tempfile
 import uuid
 import warnings
 from collections.abc import Iterable
@@ -13,91 +10,11 @@ from urllib.request import Request, urlopen
 
 from ase.data import chemical_symbols
 
-from equizoo.config import from_dict
-from equizoo.eval.potential import Potential, _rebuild
+from equizoo.eval.convert_equiformer_v2 import convert_equiformer_v2
+from equizoo.eval.convert_mace_torch import CONSENT, convert_mace_torch
+from equizoo.eval.potential import Potential, load
 from equizoo.hub import sha256_of
 from equizoo.registry import MODELS, ModelEntry, cache_folder
-from equizoo.structure import EnergyReference
-from equizoo.zoo._base import ArchitectureConfig
-from equizoo.zoo._convert import mace_torch_dump
-from equizoo.zoo._convert.mace_torch import convert, read_dump
-
-_CONSENT = (
-    "it is a pickled Python object, and opening it runs whatever code its author put in. Only if "
-    "you trust where it comes from: trust=True (on the command line --trust)."
-)
-
-
-def dump_mace_torch(
-    file: str | Path, folder: str | Path, *, trust: bool = False, python: str | Path | None = None
-) -> None:
-    """Writes a mace-torch model as plain arrays and JSON to a new ``folder``.
-
-    Runs in a process of ``python``: an interpreter that has mace-torch, by default the one named
-    in ``EQUIZOO_TORCH_PYTHON``, else this one. Raises ``ValueError`` without ``trust``, for a file
-    that holds no such model, and where mace-torch is missing.
-    """
-    file, folder = Path(file).expanduser(), Path(folder).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file; expected a model of mace-torch (.model).")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; choose another name.")
-    if not trust:
-        raise ValueError(f"{file}: {_CONSENT}")
-    program = str(python or os.environ.get("EQUIZOO_TORCH_PYTHON") or sys.executable)
-    command = [program, str(Path(mace_torch_dump.__file__).resolve())]
-    command += [str(file.resolve()), str(folder.resolve())]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise ValueError(f"{program} could not be started ({error}); expected a Python.") from error
-    if run.returncode:
-        lines = run.stderr.strip().splitlines() or ["no message"]
-        missing = "ModuleNotFoundError" in run.stderr or "ImportError" in run.stderr
-        hint = (
-            " That Python lacks what the checkpoint needs: give one that has mace-torch "
-            "(--python, or EQUIZOO_TORCH_PYTHON; 'pip install mace-torch safetensors' makes one), "
-            "or run equizoo/zoo/_convert/mace_torch_dump.py there and give its folder here."
-        )
-        raise ValueError(f"{file} could not be opened: {lines[-1]}.{hint if missing else ''}")
-
-
-def convert_mace_torch(
-    source: str | Path,
-    *,
-    trust: bool = False,
-    python: str | Path | None = None,
-    level_of_theory: str = "as in the checkpoint",
-    energy_reference: EnergyReference = EnergyReference.TOTAL,
-    elements: Iterable[str] = (),
-    name: str = "",
-) -> Potential:
-    """The potential in a ``.model`` file of mace-torch, or in a dump of one; equal to rounding.
-
-    ``elements`` cuts it down to those. Raises ``ValueError`` as :func:`dump_mace_torch` does, and
-    for models that have no counterpart here.
-    """
-    source = Path(source).expanduser()
-    if source.is_dir():
-        dump = read_dump(source)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            dump_mace_torch(source, Path(temporary) / "dump", trust=trust, python=python)
-            dump = read_dump(Path(temporary) / "dump")
-    converted = convert(dump)
-    config = from_dict(ArchitectureConfig, converted.config, str(source))
-    potential = Potential(
-        _rebuild(config, converted.arrays, str(source)),
-        reference_energies=converted.reference_energies,
-        energy_reference=energy_reference,
-        level_of_theory=dict.fromkeys(config.heads, level_of_theory),
-        name=name or source.stem,
-        source=converted.source,
-    )
-    return potential.with_elements(elements) if (elements := list(elements)) else potential
-
-
-# ---- released models ---------------------------------------------------------------------------
 
 
 def require_license(entry: ModelEntry, accepted: str | None) -> None:
@@ -130,19 +47,11 @@ def ensure_converted(
     if entry.source == "cached":
         return folder
     require_license(entry, accept_license)
-    if not trust:
-        raise ValueError(
-            f"{entry.name} is a checkpoint of mace-torch ({entry.checkpoint.address}), converted "
-            f"when it is first loaded: {_CONSENT}"
-        )
-    file = _checkpoint_file(entry)
-    potential = convert_mace_torch(
-        file, trust=trust, python=python, level_of_theory=entry.level_of_theory, name=entry.name
-    )
+    potential = _CONVERTERS[entry.checkpoint.format](entry, trust, python)
     found = {chemical_symbols[z] for z in potential.config.atomic_numbers}
     if found != set(entry.elements) or abs(potential.config.cutoff - entry.cutoff) > 1e-6:
         message = (
-            f"{file} has cutoff {potential.config.cutoff} Å and the elements "
+            f"{entry.checkpoint.file} has cutoff {potential.config.cutoff} Å and the elements "
             f"{' '.join(sorted(found))}; the card of {entry.name} says {entry.cutoff} Å and "
             f"{' '.join(sorted(entry.elements))}. The card may be wrong where its publishers "
             "state no SHA-256; or it is another file."
@@ -158,6 +67,70 @@ def ensure_converted(
     folder.parent.mkdir(parents=True, exist_ok=True)
     potential.save(folder)
     return folder
+
+
+def _mace_torch(entry: ModelEntry, trust: bool, python: str | Path | None) -> Potential:
+    assert entry.checkpoint is not None
+    if not trust:
+        raise ValueError(
+            f"{entry.name} is a checkpoint of mace-torch ({entry.checkpoint.address}), converted "
+            f"when it is first loaded: {CONSENT}"
+        )
+    return convert_mace_torch(
+        _checkpoint_file(entry),
+        trust=trust,
+        python=python,
+        level_of_theory=entry.level_of_theory,
+        energy_reference=entry.energy_reference,
+        name=entry.name,
+    )
+
+
+def _equiformer_v2(entry: ModelEntry, trust: bool, python: str | Path | None) -> Potential:
+    """Opening it runs no code, so that no trust is asked for."""
+    return convert_equiformer_v2(
+        _checkpoint_file(entry),
+        python=python,
+        level_of_theory=entry.level_of_theory,
+        energy_reference=entry.energy_reference,
+        name=entry.name,
+    )
+
+
+_CONVERTERS = {"mace-torch": _mace_torch, "equiformer-v2": _equiformer_v2}
+
+
+def convert_released(
+    name: str,
+    format: str,
+    out: Path | None = None,
+    *,
+    elements: Iterable[str] = (),
+    trust: bool = False,
+    accept_license: str | None = None,
+    python: str | Path | None = None,
+) -> Path:
+    """The folder of a released checkpoint of one format: in the cache, and copied to ``out``.
+
+    ``elements`` cuts the copy down. Raises ``ValueError`` as :func:`ensure_converted` does, and for
+    models of another format or none.
+    """
+    entry, elements = MODELS[name], list(elements)
+    if entry.checkpoint is None:
+        raise ValueError(f"{name} needs no conversion; use it by its name.")
+    if entry.checkpoint.format != format:
+        raise ValueError(
+            f"{name} is a checkpoint of {entry.checkpoint.format}, not of {format}; "
+            f"equizoo convert {entry.checkpoint.format} {name}."
+        )
+    if elements and out is None:
+        raise ValueError("--elements of a released checkpoint needs --out.")
+    folder = ensure_converted(entry, trust=trust, accept_license=accept_license, python=python)
+    if out is None:
+        return folder
+    potential = load(folder, check_golden=False)
+    (potential.with_elements(elements) if elements else potential).save(out)
+    return out
 
 
 def _checkpoint_file(entry: ModelEntry) -> Path:
