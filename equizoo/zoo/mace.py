@@ -28,6 +28,7 @@ from equizoo.graph import (
 from equizoo.layers.activation import ActivationConstant, Nonlinearity, normalized
 from equizoo.layers.gate import gated
 from equizoo.layers.harmonics import safe_norm, spherical_harmonics
+from equizoo.layers.isolated import lone_atoms
 from equizoo.layers.linear import (
     EquivariantLinear,
     SpeciesLinear,
@@ -279,7 +280,7 @@ class MACE(Architecture):
         energies = self._with_isolated(vectors, graph)
         if self.config.zero_isolated:
             num_species, num_heads = len(self.config.atomic_numbers), len(self.config.heads)
-            lone = _lone_atoms(num_species, num_heads)
+            lone = lone_atoms(num_species, num_heads)
             away = jnp.array([[self.config.cutoff, 0, 0]], vectors.dtype)
             isolated = self._with_isolated(jnp.tile(away, (lone.num_edges, 1)), lone)
             energies = energies - isolated[graph.species + num_species * _node_heads(graph)]
@@ -725,27 +726,3 @@ def _rebuilt(model: MACE, config: MACEConfig, select) -> MACE:
             for path, param in nnx.to_flat_state(state)
         ]
     return nnx.merge(graphdef, nnx.from_flat_state(new))
-
-
-def _lone_atoms(num_species: int, num_heads: int) -> Graph:
-    """One atom of every species for every head, each without neighbours."""
-    total = num_species * num_heads
-    nodes = np.arange(total, dtype=np.int32)
-    species = nodes % num_species
-    return Graph(
-        positions=np.zeros((total, 3), np.float32),
-        species=species,
-        node_graph=nodes,
-        node_mask=np.ones(total, bool),
-        cell=np.zeros((total, 3, 3), np.float32),
-        graph_mask=np.ones(total, bool),
-        senders=nodes,
-        receivers=nodes,
-        shifts=np.zeros((total, 3), np.float32),
-        edge_mask=np.zeros(total, bool),
-        outgoing=np.full((total, 1), total, np.int32),
-        species_blocks=nodes[:, None],
-        block_species=species,
-        block_slot=nodes,
-        head=nodes // num_species,
-    )
