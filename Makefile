@@ -13,11 +13,17 @@ MODULES = $(subst /,.,$(basename $(wildcard equizoo/[a-z]*.py equizoo/*/[a-z]*.p
 TEST_ENV := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 
-.PHONY: help demo test test-slow lint format types doctest docs examples readme clean
+# The versions that tests/parity compares with: torch by itself first, since its build for the CPU may
+# come from another place than the rest.
+PARITY := .venv-parity
+TORCH = $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+
+.PHONY: help demo test test-slow parity lint format types doctest docs examples readme clean
 
 help:
 	@echo "make demo       the zoo at work, on the CPU, offline once installed"
 	@echo "make test       all tests but the slow ones; make test-slow: those"
+	@echo "make parity     tests against mace-torch, in an environment of its own (.venv-parity)"
 	@echo "make lint types doctest docs examples"
 	@echo "make format     rewrite the code as 'make lint' wants it"
 	@echo "make readme     rewrite the README's table from the model cards"
@@ -35,6 +41,9 @@ test: $(VENV)/installed-dev
 # pytest exits with 5 where no test is marked slow.
 test-slow: $(VENV)/installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+parity: $(PARITY)/installed
+	$(TEST_ENV) EQUIZOO_PARITY=1 $(PARITY)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -62,7 +71,7 @@ readme: $(VENV)/installed
 	$(BIN)/python docs/models_table.py
 
 clean:
-	rm -rf $(VENV) .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(PARITY) .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # A new pyproject.toml installs anew; the code itself is used where it lies.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
@@ -72,6 +81,12 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/installed $@
+
+$(PARITY)/installed: pyproject.toml
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet $(TORCH)
+	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from equizoo.registry import MODELS, ModelEntry
+from equizoo.registry import MODELS, ModelEntry, shown_elements
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- models:begin -->\n", "<!-- models:end -->"
@@ -19,10 +19,10 @@ def models_table(models: Mapping[str, ModelEntry]) -> str:
         (
             (
                 f"[`{m.name}`](model_cards/{m.name}.md)",
-                " ".join(m.elements),
+                shown_elements(m.elements),
                 f"{m.cutoff:g} Å",
                 f"{m.level_of_theory} ({m.energy_reference} energy)",
-                f"{m.parameters:,}",
+                "" if m.parameters is None else f"{m.parameters:,}",
                 m.license_weights,
             )
             for m in models.values()

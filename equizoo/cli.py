@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
-from equizoo.registry import UnknownName, list_models
+from equizoo.registry import MODELS, UnknownName, list_models, shown_elements
+from equizoo.structure import EnergyReference
 
 Json = Annotated[
     Path | None,
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "finetune": finetune,
                 "evaluate": evaluate,
                 "predict": predict,
+                "convert": convert,
                 "demo": demo,
                 "benchmark": benchmark,
             },
@@ -119,8 +121,8 @@ def models(
         table.add_row(
             entry.name,
             entry.architecture,
-            " ".join(entry.elements),
-            f"{entry.parameters:,}",
+            shown_elements(entry.elements),
+            "" if entry.parameters is None else f"{entry.parameters:,}",
             entry.level_of_theory,
             entry.license_weights,
             entry.source,
@@ -136,8 +138,19 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
     """
     from equizoo.eval import potential
 
-    facts = potential.describe(name)
     entry = next((entry for entry in list_models() if entry.name == name), None)
+    if entry is not None and entry.source == "checkpoint":  # its weights are not here yet
+        facts = {
+            "name": entry.name,
+            "architecture": entry.architecture,
+            "elements": list(entry.elements),
+            "cutoff_A": entry.cutoff,
+            "level_of_theory": entry.level_of_theory,
+            "energy_reference": str(entry.energy_reference),
+            "checkpoint": entry.checkpoint.address if entry.checkpoint else "",
+        }
+    else:
+        facts = potential.describe(name)
     if entry is not None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
     if not _emit(facts, json):
@@ -324,6 +337,143 @@ def predict(
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
 
 
+def convert_mace_torch(
+    source: tyro.conf.Positional[str],
+    out: Path | None = None,
+    trust: bool = False,
+    accept_license: str | None = None,
+    python: Path | None = None,
+    dump_only: bool = False,
+    elements: tuple[str, ...] = (),
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """Models of mace-torch (.model), and its foundation models by name.
+
+    Opening a .model file runs code that it brings: consent with --trust. That step needs
+    mace-torch; it can be done elsewhere (--dump-only), and its folder given as the source.
+
+    Args:
+        source: a .model file, a folder made with --dump-only, or a released checkpoint by name.
+        out: folder for the model (or the dump); must not exist. A released checkpoint goes to
+            the cache without it, where 'equizoo evaluate NAME' and the rest find it.
+        trust: yes, run the code in the checkpoint.
+        accept_license: of a released checkpoint whose licence has terms to agree to.
+        python: an interpreter that has mace-torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        dump_only: write plain arrays and JSON, to be converted without mace-torch.
+        elements: keep these alone (chemical symbols).
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval import convert_mace_torch as to
+    from equizoo.eval.checkpoints import convert_released
+
+    _use_compile_cache()
+    if dump_only:
+        to.dump_mace_torch(source, _required(out, "dump"), trust=trust, python=python)
+        _show_folder({}, out, json)
+        return
+    if source in MODELS:
+        folder = convert_released(
+            source,
+            "mace-torch",
+            out,
+            elements=elements,
+            trust=trust,
+            accept_license=accept_license,
+            python=python,
+        )
+    else:
+        folder = _required(out, "model")
+        to.convert_mace_torch(
+            source,
+            trust=trust,
+            python=python,
+            elements=elements,
+            level_of_theory=level_of_theory,
+        ).save(folder)
+    _show_converted(folder, json)
+
+
+def convert_equiformer_v2(
+    source: tyro.conf.Positional[str],
+    out: Path | None = None,
+    energy_reference: Annotated[
+        EnergyReference, tyro.conf.EnumChoicesFromValues
+    ] = EnergyReference.ADSORPTION,
+    raw: bool = False,
+    python: Path | None = None,
+    dump_only: bool = False,
+    elements: tuple[str, ...] = (),
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """EquiformerV2 of fairchem 1.x (.pt), and those released for OC20 and OC22 by name.
+
+    Opening the file needs torch, runs no code in it, and can be done elsewhere (--dump-only), its
+    folder then given as the source.
+
+    Args:
+        source: a .pt file, a folder made with --dump-only, or a released checkpoint by name.
+        out: folder for the model (or the dump); must not exist. A released checkpoint goes to
+            the cache without it, where 'equizoo evaluate NAME' and the rest find it.
+        energy_reference: what energies are measured against: adsorption for OC20, total for OC22.
+        raw: weights of the last step, not their moving average.
+        python: an interpreter that has torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        dump_only: write plain arrays and JSON, to be converted without torch.
+        elements: keep these alone (chemical symbols).
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval import convert_equiformer_v2 as to
+    from equizoo.eval.checkpoints import convert_released
+
+    _use_compile_cache()
+    if dump_only:
+        to.dump_equiformer_v2(source, _required(out, "dump"), raw=raw, python=python)
+        _show_folder({}, out, json)
+        return
+    if source in MODELS:
+        folder = convert_released(source, "equiformer-v2", out, elements=elements, python=python)
+    else:
+        folder = _required(out, "model")
+        to.convert_equiformer_v2(
+            Path(source),
+            energy_reference=energy_reference,
+            raw=raw,
+            python=python,
+            elements=elements,
+            level_of_theory=level_of_theory,
+        ).save(folder)
+    _show_converted(folder, json)
+
+
+def convert(
+    checkpoint: Annotated[
+        Annotated[None, tyro.conf.subcommand("mace-torch", constructor=convert_mace_torch)]
+        | Annotated[None, tyro.conf.subcommand("equiformer-v2", constructor=convert_equiformer_v2)],
+        tyro.conf.OmitSubcommandPrefixes,
+    ],
+) -> None:
+    """Turn a checkpoint of another code into a model folder, equal to rounding."""
+
+
+def _required(out: Path | None, what: str) -> Path:
+    if out is None:
+        raise ValueError(f"--out is missing: the folder to write the {what} to.")
+    return out
+
+
+def _show_converted(folder: Path, json: Path | None) -> None:
+    from equizoo.eval.potential import load
+
+    _show_folder(load(folder).describe(), folder, json)
+
+
+def _show_folder(facts: Mapping[str, Any], folder: Path | None, json: Path | None) -> None:
+    facts = {**facts, "folder": str(folder)}
+    if not _emit(facts, json):
+        _print_facts(facts)
+
+
 def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -> None:
     """Show the whole way in a few minutes on a CPU, offline: load, evaluate, fine-tune, simulate.
 
@@ -502,7 +652,7 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     card = facts.get("card", {})
     for key, value in {**facts, **card}.items():
-        if key in ("card", "metrics", "training_data"):
+        if key in ("card", "metrics", "training_data") or value is None:
             continue
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", _escape(_words(value)))
     for row in card.get("training_data", ()):

@@ -21,7 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from equizoo.neighbors import Neighbors, neighbor_list
+from equizoo.neighbors import (
+    NeighborLimit,
+    Neighbors,
+    nearest_neighbors,
+    neighbor_list,
+)
 from equizoo.structure import Structure
 
 
@@ -46,6 +51,9 @@ class Graph(NamedTuple):
     species_blocks: Int[Array, "blocks block_size"]  # nodes of one species, num_nodes = none
     block_species: Int[Array, " blocks"]
     block_slot: Int[Array, " nodes"]  # where a node stands in the flattened species_blocks
+    head: Int[Array, " graphs"] | None = None  # index into the model's heads; None: the first
+    charge: Float[Array, " graphs"] | None = None  # [e] None: neutral
+    spin: Float[Array, " graphs"] | None = None  # multiplicity 2S + 1; None: singlet
 
     @property
     def num_nodes(self) -> int:
@@ -141,6 +149,44 @@ def sum_senders(x: Float[Array, "edges *rest"], graph: Graph) -> Float[Array, "n
     return _sum_of(x, graph.outgoing, senders[:, None])
 
 
+def softmax_receivers(
+    logits: Float[Array, "edges heads"],
+    graph: Graph,
+    envelope: Float[Array, " edges"] | None = None,
+) -> Float[Array, "edges heads"]:
+    r"""Weights of each node's incoming edges, padded edges zero.
+
+    .. math:: w_e = \frac{\exp a_e}{\sum_{e'} \exp a_{e'}} \quad\text{or, with an envelope,}\quad
+        w_e = \frac{f_e \exp a_e}{1 + \sum_{e'} f_{e'} \exp a_{e'}}
+
+    Without an envelope they sum to one, and jump when an edge appears. An envelope that vanishes
+    at the cutoff makes them as smooth as it is; the 1, an edge to nothing of logit zero, keeps the
+    weight of an only neighbour from staying one until it is gone.
+    """
+    real = graph.edge_mask[:, None]
+    # any shift cancels, so it is a constant for derivatives
+    least = -jnp.inf if envelope is None else 0.0
+    top = _max_receivers(jax.lax.stop_gradient(logits), graph, least)
+    powers = jnp.exp(jnp.where(real, logits - gather_receivers(top, graph), 0))
+    powers = jnp.where(real, powers if envelope is None else powers * envelope[:, None], 0)
+    total = sum_receivers(powers, graph)
+    total = jnp.where(total == 0, 1, total) if envelope is None else total + jnp.exp(-top)
+    return powers / gather_receivers(total, graph)
+
+
+def _max_receivers(
+    x: Float[Array, "edges heads"], graph: Graph, least: float
+) -> Float[Array, "nodes heads"]:
+    """The largest of ``least`` and each node's incoming edges; 0 if that is minus infinity."""
+    x = jnp.where(graph.edge_mask[:, None], x, jnp.full_like(x, -jnp.inf))
+    if graph.slots is None:
+        top = jax.ops.segment_max(x, graph.receivers, graph.num_nodes, indices_are_sorted=True)
+    else:
+        top = x.reshape(graph.num_nodes, graph.slots, -1).max(axis=1)
+    top = jnp.maximum(top, jnp.asarray(least, x.dtype))
+    return jnp.where(jnp.isfinite(top), top, 0)
+
+
 def sum_graphs(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "graphs *rest"]:
     """The sum over each graph's nodes, padded nodes left out."""
     x = jnp.where(_expand(graph.node_mask, x.ndim), x, 0)
@@ -185,6 +231,7 @@ class Frame(NamedTuple):
     neighbors: Neighbors
     max_in: int  # most edges into one node
     max_out: int  # most edges out of one node
+    head: int = 0  # index into the model's heads
 
     @property
     def num_nodes(self) -> int:
@@ -213,18 +260,28 @@ def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.nd
     return species
 
 
-def make_frame(structure: Structure, cutoff: float, atomic_numbers: Sequence[int]) -> Frame:
-    """A structure with species indices and its neighbour list.
+def make_frame(
+    structure: Structure,
+    cutoff: float,
+    atomic_numbers: Sequence[int],
+    *,
+    head: int = 0,
+    limit: NeighborLimit | None = None,
+) -> Frame:
+    """A structure with species indices and its neighbour list, of which ``limit`` keeps a part;
+    ``head`` is the index of its level of theory.
 
     Raises ``ValueError`` for elements outside ``atomic_numbers``.
     """
     species = species_of(structure, atomic_numbers)
     neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+    if limit is not None:
+        neighbors = nearest_neighbors(neighbors, structure.positions, structure.cell, limit)
     counts = [
         np.bincount(ends, minlength=1).max(initial=0)
         for ends in (neighbors.receivers, neighbors.senders)
     ]
-    return Frame(structure, species, neighbors, int(counts[0]), int(counts[1]))
+    return Frame(structure, species, neighbors, int(counts[0]), int(counts[1]), head)
 
 
 def round_up(n: int, step: float = 1.0) -> int:
@@ -364,6 +421,8 @@ def batch_frames(
     senders = receivers.copy()
     shifts = np.zeros((edges, 3), dtype)
     edge_mask = np.zeros(edges, bool)
+    head = np.zeros(graphs, np.int32)
+    charge, spin = np.zeros(graphs, dtype), np.ones(graphs, dtype)
 
     first_node = first_edge = 0
     for g, frame in enumerate(frames):
@@ -375,6 +434,7 @@ def batch_frames(
         node_mask[here] = True
         cell[g] = np.where(np.array(structure.pbc)[:, None], structure.cell, 0.0)
         graph_mask[g] = True
+        head[g], charge[g], spin[g] = frame.head, structure.charge, structure.spin
         if budget.slots is None:
             place = np.arange(first_edge, first_edge + frame.num_edges)
         else:
@@ -398,7 +458,7 @@ def batch_frames(
     blocks, block_species, block_slot = _species_blocks(species[:first_node], nodes, budget)
     return Graph(
         positions, species, node_graph, node_mask, cell, graph_mask, senders, receivers, shifts,
-        edge_mask, outgoing, blocks, block_species, block_slot,
+        edge_mask, outgoing, blocks, block_species, block_slot, head, charge, spin,
     )  # fmt: skip
 
 

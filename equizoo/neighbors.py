@@ -1,5 +1,6 @@
 """Neighbour lists under any periodicity, by vesin."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,54 @@ def neighbor_list(
     return Neighbors(
         i[order].astype(np.int32), j[order].astype(np.int32), shifts[order].astype(np.int32)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighborLimit:
+    """Only the nearest neighbours of every atom: how many, and what becomes of ties.
+
+    With ``tolerance=None`` exactly ``count`` edges come in, ties broken by the neighbour's index
+    and image. Else all edges whose squared length [Å^2] is at most that of the nearest one beyond
+    the ``count`` nearest, plus ``tolerance``: small displacements and the choice of the cell then
+    matter less. The energy jumps where the set of neighbours changes, in either case.
+
+    Reference: ``get_max_neighbors_mask`` of fairchem 1.x, strict and with its 0.01.
+    """
+
+    count: int
+    tolerance: float | None = None  # [Å^2]
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, expected at least 1.")
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ValueError(f"tolerance is {self.tolerance} Å^2, expected 0 or more.")
+
+
+def nearest_neighbors(
+    neighbors: Neighbors,
+    positions: Float[np.ndarray, "nodes 3"],  # [Å]
+    cell: Float[np.ndarray, "3 3"],  # [Å]
+    limit: NeighborLimit,
+) -> Neighbors:
+    """The edges that ``limit`` keeps, in their order; those of a pair may be kept one way only."""
+    senders, receivers, shifts = neighbors
+    vectors = positions[receivers] - positions[senders] + shifts @ cell
+    # rounding must not decide between edges of one length
+    squared = np.round(np.sum(vectors**2, axis=1), 8)
+    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, squared, receivers))
+    counts = np.bincount(receivers, minlength=len(positions))
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - starts[receivers[order]]
+    if limit.tolerance is None:
+        keep = rank < limit.count
+    else:
+        longest = np.full(len(positions), np.inf)  # of atoms with few neighbours: all are kept
+        beyond = rank == limit.count
+        longest[receivers[beyond]] = squared[beyond] + limit.tolerance
+        keep = squared <= longest[receivers]
+    return Neighbors(senders[keep], receivers[keep], shifts[keep])
 
 
 def _complete_cell(

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,8 +103,22 @@ class TrainingData:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Other people's weights in their own format: fetched and converted on the user's machine."""
+
+    format: Literal["mace-torch", "equiformer-v2"]
+    file: str  # its name, also in a folder of files fetched by hand
+    address: str  # https
+    sha256: str | None  # null where the publisher states none
+    terms: str | None = None  # what the user has to agree to, where that is more than a notice
+    head: str | None = None  # the one that answers unless asked otherwise; null: the first
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelEntry:
     """A released model: the front matter of its card; `model_cards/README.md` explains the fields.
+
+    With a ``checkpoint`` the weights are other people's: what they do not state is null.
 
     Raises ``ValueError`` that lists everything contradictory or malformed.
     """
@@ -120,10 +134,10 @@ class ModelEntry:
     license_weights: str
     license_data: str
     training_data: tuple[TrainingData, ...]
-    training_hardware: str
-    training_hours: float  # [h]
-    parameters: int
-    sha256: str  # of model.safetensors
+    training_hardware: str | None
+    training_hours: float | None  # [h]
+    parameters: int | None
+    sha256: str | None  # of model.safetensors
     metrics: tuple[Mapping[str, str | float], ...]
     license: str  # this and the following lower fields are what the Hub's pages and search read
     library_name: Literal["equizoo"]
@@ -136,9 +150,11 @@ class ModelEntry:
     license_link: str | None = None
     base_model: str | None = None
     pipeline_tag: str | None = None
+    checkpoint: Checkpoint | None = None
 
     def __post_init__(self):
-        commit = self.hub_revision
+        commit, checkpoint = self.hub_revision, self.checkpoint
+        facts = (self.training_hardware, self.training_hours, self.parameters, self.sha256)
         checks = {
             f"name {self.name!r} must be lower-case words joined by '-', '_' or '.'": re.fullmatch(
                 r"[a-z0-9]+([-_.][a-z0-9]+)*", self.name
@@ -146,8 +162,24 @@ class ModelEntry:
             "elements must be chemical symbols, each once": self.elements
             and len(set(self.elements)) == len(self.elements)
             and all(atomic_numbers.get(symbol, 0) > 0 for symbol in self.elements),
-            "cutoff, parameters must be positive": self.cutoff > 0 and self.parameters > 0,
-            "sha256 must be 64 hexadecimal digits": re.fullmatch(r"[0-9a-f]{64}", self.sha256),
+            "cutoff, parameters must be positive": self.cutoff > 0
+            and (self.parameters is None or self.parameters > 0),
+            "sha256 must be 64 hexadecimal digits": all(
+                digits is None or re.fullmatch(r"[0-9a-f]{64}", digits)
+                for digits in (self.sha256, checkpoint and checkpoint.sha256)
+            ),
+            "training_hardware, training_hours, parameters and sha256 may be null only with a "
+            "checkpoint": checkpoint is not None or None not in facts,
+            "a checkpoint is converted where it is used: sha256 and hub_repo must be null": (
+                checkpoint is None or (self.sha256 is None and self.hub_repo is None)
+            ),
+            "checkpoint.address must start with https://, checkpoint.file be a bare file name": (
+                checkpoint is None
+                or (
+                    checkpoint.address.startswith("https://")
+                    and checkpoint.file == Path(checkpoint.file).name
+                )
+            ),
             "hub_revision must be a full commit hash (40 digits), given together with hub_repo": (
                 (self.hub_repo is None) == (commit is None)
                 and (commit is None or re.fullmatch(r"[0-9a-f]{40}", commit))
@@ -167,11 +199,12 @@ class ModelEntry:
             raise ValueError("; ".join(problems))
 
     @property
-    def source(self) -> Literal["bundled", "cached", "hub"]:
-        """Where the weights are: in the package, in the user's cache, or only on the Hub."""
+    def source(self) -> Literal["bundled", "cached", "hub", "checkpoint"]:
+        """Where the weights are: in the package, in the user's cache, or only on the Hub; or at
+        the address of a checkpoint that is still to be converted."""
         folder = self._local_folder()
         if folder is None:
-            return "hub"
+            return "hub" if self.checkpoint is None else "checkpoint"
         return "bundled" if folder.parent == BUNDLED else "cached"
 
     def _local_folder(self) -> Path | None:
@@ -213,6 +246,13 @@ def _cards_folder() -> Path:
 
 
 MODELS = CardRegistry(_cards_folder())
+
+
+def shown_elements(elements: Sequence[str]) -> str:
+    """Chemical symbols for a table: all of a few, else their number with the first and last."""
+    if len(elements) <= 12:
+        return " ".join(elements)
+    return f"{len(elements)} elements {elements[0]}–{elements[-1]}"
 
 
 def list_models(
@@ -280,11 +320,18 @@ def find_model_folder(spec: str | Path, *, models: Mapping[str, ModelEntry] = MO
 def _released_folder(entry: ModelEntry, revision: str) -> Path:
     folder = None if revision else entry._local_folder()
     if folder is None:
+        if entry.checkpoint is not None:
+            raise ValueError(
+                f"{entry.name} is a checkpoint that has not been converted here yet; do so once "
+                f"with equizoo.load({entry.name!r}), or on the command line: equizoo convert "
+                f"{entry.checkpoint.format} {entry.name}; it says what has to be agreed to."
+            )
         if entry.hub_repo is None:
             places = f"{BUNDLED / entry.name} or {cache_folder() / 'models' / entry.name}"
             raise ValueError(f"{entry.name} is not on the Hub; expected its weights in {places}.")
         folder = download_folder(entry.hub_repo, revision or entry.hub_revision)
-    if revision in ("", entry.hub_revision) and sha256_of(folder / WEIGHTS) != entry.sha256:
+    checked = entry.sha256 is not None and revision in ("", entry.hub_revision)
+    if checked and sha256_of(folder / WEIGHTS) != entry.sha256:
         raise ValueError(
             f"{folder / WEIGHTS} does not have the SHA-256 on the card of {entry.name} "
             f"({entry.sha256}): damaged, or replaced. Delete the folder and load the model again."

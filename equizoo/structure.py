@@ -50,6 +50,9 @@ class Structure:
     energy: float | None = None  # [eV]
     forces: Float[np.ndarray, "nodes 3"] | None = None  # [eV/Å]
     stress: Float[np.ndarray, "3 3"] | None = None  # [eV/Å^3] tension positive
+    charge: float = 0.0  # [e] of the whole structure
+    spin: float = 1.0  # multiplicity 2S + 1
+    head: str | None = None  # of a model with several; None: the one it is asked for
     name: str = ""  # where the frame came from, for error messages: "file.xyz[12]"
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # carried, not interpreted
 
@@ -66,6 +69,8 @@ class Structure:
             ("forces", self.forces, (nodes, 3)),
             ("stress", self.stress, (3, 3)),
             ("energy", self.energy, ()),
+            ("charge", self.charge, ()),
+            ("spin", self.spin, ()),
         ):
             if array is None:
                 continue
@@ -92,7 +97,10 @@ class Structure:
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, name: str = "") -> "Structure":
-        """A structure without labels: results of an attached calculator are not labels."""
+        """A structure without labels: results of an attached calculator are not labels.
+
+        ``atoms.info`` may hold ``charge`` [e], ``spin`` (multiplicity) and ``head``.
+        """
         a, b, c = (bool(p) for p in atoms.pbc)
         return cls(
             atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
@@ -100,17 +108,40 @@ class Structure:
             cell=np.array(atoms.cell.array, dtype=np.float64),
             pbc=(a, b, c),
             name=name,
+            **state_of(atoms.info),
         )
 
     def to_atoms(self) -> Atoms:
-        """ASE atoms with the labels present as results of a ``SinglePointCalculator``."""
+        """ASE atoms with the labels present as results of a ``SinglePointCalculator``.
+
+        ``atoms.info`` has ``charge``, ``spin`` and ``head`` where they are not the usual ones.
+        """
         from ase.calculators.singlepoint import SinglePointCalculator
         from ase.stress import full_3x3_to_voigt_6_stress
 
         atoms = Atoms(self.atomic_numbers, self.positions, cell=self.cell, pbc=self.pbc)
+        state = {"charge": self.charge, "spin": self.spin, "head": self.head}
+        usual = {"charge": 0.0, "spin": 1.0, "head": None}
+        atoms.info |= {key: value for key, value in state.items() if value != usual[key]}
         stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
         results = {"energy": self.energy, "forces": self.forces, "stress": stress}
         results = {key: value for key, value in results.items() if value is not None}
         if results:
             atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
+
+
+def state_of(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields ``charge``, ``spin`` and ``head`` of a structure as far as ``info`` has them.
+
+    Anything else under these keys (a file may use them for something of its own, such as a charge
+    per atom) is left alone.
+    """
+    state: dict[str, Any] = {}
+    for key in ("charge", "spin"):
+        value = np.asarray(info.get(key))
+        if value.dtype.kind in "iuf" and value.shape == () and np.isfinite(value):
+            state[key] = float(value)
+    if isinstance(head := info.get("head"), str):
+        state["head"] = head
+    return state

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,11 +61,13 @@ def wide_terminal(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["models", "describe", "train", "finetune", "evaluate", "predict", "demo"]
+    "command",
+    ["models", "describe", "train", "finetune", "evaluate", "predict", "demo", "benchmark"]
+    + ["convert mace-torch", "convert equiformer-v2"],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "--json" in text and len(text) > 300
@@ -75,7 +78,7 @@ def test_models_as_json_has_the_promised_keys(capsys, tmp_path):
     assert {row["name"] for row in rows} == set(MODELS)
     for row in rows:
         assert {"name", "architecture", "elements", "source"} <= set(row)
-        assert row["source"] in ("bundled", "cached", "hub")
+        assert row["source"] in ("bundled", "cached", "hub", "checkpoint")
     path = tmp_path / "models.json"
     assert "mace-3bpa" in run(capsys, "models", "--json", path)
     assert json.loads(path.read_text()) == rows
@@ -87,6 +90,33 @@ def test_describe_prints_what_the_card_says(capsys):
     assert "level of theory" in text and "sha256" in text and "test_300K" in text
     facts = json.loads(run(capsys, "describe", "mace-3bpa", "--json"))
     assert facts["card"]["sha256"] == MODELS["mace-3bpa"].sha256
+
+
+def test_describe_says_what_is_known_before_a_checkpoint_is_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("EQUIZOO_CACHE", str(tmp_path))
+    text = run(capsys, "describe", "mace-off23-small")
+    assert "wB97M-D3(BJ)" in text and "ASL" in text and "None" not in text
+    facts = json.loads(run(capsys, "describe", "mace-off23-small", "--json"))
+    assert facts["source"] == "checkpoint" and facts["checkpoint"].startswith("https://")
+    message = fails(capsys, "convert", "mace-torch", "mace-off23-small", "--trust")
+    assert "academic, non-commercial" in message and "--accept-license ASL" in message
+    message = fails(capsys, "convert", "mace-torch", "mace-mp-0-small")
+    assert "runs whatever code" in message and "--trust" in message
+    finetune = ("finetune", "mace-mp-0-small", "frames.xyz", "--out", tmp_path / "run")
+    assert "trust=True" in fails(capsys, *finetune)
+
+
+def test_convert_makes_a_folder_that_every_command_takes(capsys, tmp_path):
+    dump = Path(__file__).parent / "golden/mace_torch/density"
+    out = tmp_path / "model"
+    given = ("convert", "mace-torch", dump, "--out", out, "--elements", "O", "H")
+    facts = json.loads(run(capsys, *given, "--level-of-theory", "PBE", "--json"))
+    assert facts["elements"] == ["H", "O"] and facts["heads"] == ["bulk", "molecules"]
+    assert "PBE" in run(capsys, "describe", out)
+    assert "exists and is not an empty folder" in fails(capsys, *given)
+    assert "--out is missing" in fails(capsys, "convert", "mace-torch", dump)
+    assert "to write the dump to" in fails(capsys, "convert", "mace-torch", dump, "--dump-only")
+    assert "needs no conversion" in fails(capsys, "convert", "mace-torch", "mace-3bpa")
 
 
 def test_evaluate_writes_errors_with_units_in_the_keys(capsys, tmp_path):

@@ -322,3 +322,57 @@ def test_reference_energies_are_subtracted_before_rounding():
     reference = np.full(3, total / 2 - 0.001)
     labels = batch_labels([frame], ROWS, reference, np.float32)
     np.testing.assert_allclose(labels.energy[0], 0.002, rtol=1e-5)
+
+
+# ---- attention ---------------------------------------------------------------------------------
+
+
+def loop_softmax(logits, envelope, receivers):
+    """Edge by edge, in extended range: the largest logit of each node taken out."""
+    found = np.zeros_like(logits)
+    for node in set(receivers.tolist()):
+        mine = receivers == node
+        top = logits[mine].max(axis=0)
+        powers = np.exp(logits[mine] - top)
+        if envelope is None:
+            found[mine] = powers / powers.sum(axis=0)
+        else:
+            powers = powers * envelope[mine, None]
+            found[mine] = powers / (np.exp(-top) + powers.sum(axis=0))
+    return found
+
+
+@LAYOUTS
+@pytest.mark.parametrize("with_envelope", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 500.0, -500.0])
+def test_softmax_receivers(layout, with_envelope, shift):
+    batch = BATCHES[layout]
+    mask = np.asarray(batch.edge_mask)
+    logits = noise(batch.num_edges, 2) + shift
+    envelope = noise(batch.num_edges) ** 2 if with_envelope else None
+    given = None if envelope is None else jnp.asarray(envelope)
+    found = np.asarray(g.softmax_receivers(jnp.asarray(logits), batch, given))
+    here = None if envelope is None else envelope[mask]
+    expected = loop_softmax(logits[mask], here, np.asarray(batch.receivers)[mask])
+    np.testing.assert_allclose(found[mask], expected, **ROUNDING)
+    assert (found[~mask] == 0).all()
+    gradient = jax.grad(lambda a: jnp.sum(g.softmax_receivers(a, batch, given) ** 2))
+    assert np.isfinite(gradient(jnp.asarray(logits))).all()
+
+
+@LAYOUTS
+def test_softmax_forgets_an_edge_whose_envelope_vanishes(layout):
+    """Weights of the others as if it were not there; an only edge goes to zero, not one."""
+    batch = BATCHES[layout]
+    logits, envelope = noise(batch.num_edges, 1), np.ones(batch.num_edges)
+    edge = int(np.flatnonzero(np.asarray(batch.edge_mask))[0])
+    envelope[edge] = 0
+    without = batch._replace(edge_mask=batch.edge_mask.at[edge].set(False))
+    found, expected = (
+        g.softmax_receivers(jnp.asarray(logits), b, jnp.asarray(envelope)) for b in (batch, without)
+    )
+    np.testing.assert_allclose(found, expected, **ROUNDING)
+    one = batch._replace(edge_mask=jnp.zeros_like(batch.edge_mask).at[edge].set(True))
+    for factor in (1e-3, 1e-9):
+        tiny = jnp.asarray(envelope + factor)
+        assert float(g.softmax_receivers(jnp.asarray(logits), one, tiny)[edge, 0]) < 10 * factor

@@ -22,6 +22,8 @@ MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
 }
 for above in ("eval", "train", "cli"):
     MAY_IMPORT[above].add("data")
+# Step one of converting a checkpoint: programs of their own that run in a process of their own.
+OPENS_CHECKPOINTS = ("zoo/_convert/mace_torch_dump", "zoo/_convert/equiformer_v2_dump")
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -89,6 +91,8 @@ def code_running_violations(package: Path) -> list[str]:
             if not isinstance(node, ast.Call):
                 continue
             call = ast.unparse(node.func)
+            if call == "torch.load" and where in OPENS_CHECKPOINTS:
+                continue
             if call in ("eval", "exec", "__import__", "torch.load") or (
                 call.startswith("yaml.") and "load" in call and call != "yaml.safe_load"
             ):

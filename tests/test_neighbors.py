@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equizoo.neighbors import neighbor_list
+from equizoo.neighbors import NeighborLimit, nearest_neighbors, neighbor_list
 
 ALL_PBC = list(itertools.product((False, True), repeat=3))
 CUTOFF = 3.0
@@ -111,3 +111,59 @@ def test_atoms_out_of_reach_have_no_neighbours():
 def test_a_cutoff_that_is_no_length(cutoff):
     with pytest.raises(ValueError, match="expected a positive length"):
         neighbor_list(np.zeros((1, 3)), np.zeros((3, 3)), (False,) * 3, cutoff)
+
+
+# ---- the nearest only --------------------------------------------------------------------------
+
+
+def squared_lengths(near, positions, cell):
+    vectors = positions[near.receivers] - positions[near.senders] + near.shifts @ cell
+    return np.sum(vectors**2, axis=1)
+
+
+@pytest.mark.parametrize("lattice", [False, True], ids=["random", "lattice with ties"])
+@pytest.mark.parametrize("tolerance", [None, 0.0, 0.01, 0.5])
+@pytest.mark.parametrize("count", [1, 6, 13])
+def test_nearest_neighbors_of_each_atom(count, tolerance, lattice):
+    """Strictly as many, or with all about as near as the first beyond: atom by atom."""
+    rng = np.random.default_rng(0)
+    cell = 2.1 * np.eye(3) if lattice else 4 * np.eye(3) + 0.5 * rng.normal(size=(3, 3))
+    positions = np.zeros((1, 3)) if lattice else rng.uniform(0, 4, (7, 3))
+    near = neighbor_list(positions, cell, (True, True, True), 3.5)
+    kept = nearest_neighbors(near, positions, cell, NeighborLimit(count, tolerance))
+    every, found = (squared_lengths(n, positions, cell) for n in (near, kept))
+    for atom in range(len(positions)):
+        lengths = np.sort(every[near.receivers == atom])
+        if len(lengths) > count:
+            reach = np.inf if tolerance is None else lengths[count] + tolerance + 1e-9
+            expected = lengths[:count] if tolerance is None else lengths[lengths <= reach]
+        else:
+            expected = lengths
+        np.testing.assert_allclose(np.sort(found[kept.receivers == atom]), expected, atol=1e-12)
+    whole, part = (
+        [tuple(row) for row in np.column_stack([n.senders, n.receivers, n.shifts]).tolist()]
+        for n in (near, kept)
+    )
+    assert len(set(part)) == len(part) and set(part) <= set(whole)
+    assert (np.diff(kept.receivers) >= 0).all()
+
+
+def test_ties_do_not_hang_on_rounding():
+    """All twelve or none of the edges of one length in a lattice: the choice is by image."""
+    cell = 2.1 * np.eye(3)
+    at_origin, moved = np.zeros((1, 3)), np.array([[0.1, -3.3, 1 / 3]])
+    lists = [neighbor_list(x, cell, (True, True, True), 3.5) for x in (at_origin, moved)]
+    kept = [
+        nearest_neighbors(near, x, cell, NeighborLimit(8))
+        for near, x in zip(lists, (at_origin, moved), strict=True)
+    ]
+    np.testing.assert_array_equal(kept[0].shifts, kept[1].shifts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"count": 0}, "at least 1"), ({"count": 1, "tolerance": -1.0}, "or more")],
+)
+def test_impossible_limits(fields, message):
+    with pytest.raises(ValueError, match=message):
+        NeighborLimit(**fields)

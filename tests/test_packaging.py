@@ -19,7 +19,7 @@ from flax import nnx
 from hatchling.builders.wheel import WheelBuilder
 
 import equizoo
-from equizoo.graph import Budget, batch_frames, make_frame
+from equizoo.graph import Budget, batch_frames
 from equizoo.hub import split_front_matter
 from equizoo.registry import MODELS, CardRegistry
 from equizoo.structure import Structure
@@ -72,8 +72,10 @@ def test_every_import_is_a_declared_dependency():
     core = required(PROJECT["dependencies"])
     # what the benchmark of tensor products compares with where it is installed
     peers = required(PROJECT["optional-dependencies"]["peers"])
+    # what step one of a conversion, a program of its own, opens a checkpoint with
+    parity = required(PROJECT["optional-dependencies"]["parity"])
     provided = distributions(third_party_imports(ROOT / "equizoo"))
-    assert {name for name, by in provided.items() if not by & (core | peers)} == set()
+    assert {name for name, by in provided.items() if not by & (core | peers | parity)} == set()
 
 
 def test_every_dependency_is_imported():
@@ -157,7 +159,7 @@ def test_the_architecture_of_the_guide_works(tmp_path):
 
     def predict(positions):
         structure = Structure.from_atoms(Atoms("OH2", positions))
-        frames = [make_frame(structure, config.cutoff, config.atomic_numbers)]
+        frames = [config.frame(structure)]
         budget = Budget.of(frames, nodes=8, graphs=2)
         graph = batch_frames(frames, budget, np.float64)
         return energy_forces_stress(model, jax.tree.map(jnp.asarray, graph))

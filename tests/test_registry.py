@@ -283,6 +283,55 @@ def test_bundled_weights_come_before_cached_ones_and_both_before_the_hub(cards, 
     assert find_model_folder("mace-small", models=cards) == tmp_path / "bundled/mace-small"
 
 
+CHECKPOINT = {
+    "format": "mace-torch",
+    "file": "a.model",
+    "address": "https://example.org/a.model",
+    "sha256": None,
+}
+UNSTATED = dict.fromkeys(("training_hardware", "training_hours", "parameters", "sha256"))
+
+
+def test_a_checkpoint_is_converted_where_it_is_used(cards, tmp_path):
+    write_card(cards.folder, "theirs", checkpoint=CHECKPOINT, **UNSTATED)
+    entry = cards["theirs"]
+    assert entry.source == "checkpoint" and entry.checkpoint.terms is None
+    with pytest.raises(ValueError, match="not been converted here yet.*convert mace-torch theirs"):
+        find_model_folder("theirs", models=cards)
+    write_weights(tmp_path / "cache" / "models" / "theirs")
+    assert entry.source == "cached"
+    assert find_model_folder("theirs", models=cards) == tmp_path / "cache/models/theirs"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (UNSTATED, "may be null only with a checkpoint"),
+        (
+            UNSTATED | {"checkpoint": CHECKPOINT | {"address": "http://example.org"}},
+            "must start with https",
+        ),
+        (UNSTATED | {"checkpoint": CHECKPOINT | {"file": "../a"}}, "file be a bare file name"),
+        (UNSTATED | {"checkpoint": CHECKPOINT | {"sha256": "?"}}, "64 hexadecimal digits"),
+        ({"checkpoint": CHECKPOINT}, "sha256 and hub_repo must be null"),
+        (UNSTATED | {"checkpoint": CHECKPOINT | {"format": "x"}}, "expected one of 'mace-torch'"),
+    ],
+)
+def test_contradictory_checkpoints_are_refused(cards, change, message):
+    write_card(cards.folder, "bad", **change)
+    with pytest.raises(ValueError, match=message):
+        cards["bad"]
+
+
+def test_checkpoints_of_others_state_no_hash_that_is_not_theirs():
+    """Everything that has terms shows them, and names the licence that is to be accepted."""
+    entries = [entry for entry in MODELS.values() if entry.checkpoint is not None]
+    assert {"mace-mp-0-small", "mace-mpa-0-medium", "mace-mh-1"} <= {e.name for e in entries}
+    for entry in entries:
+        assert (entry.checkpoint.terms is not None) == (entry.license_weights == "ASL")
+        assert entry.checkpoint.file == entry.checkpoint.address.rsplit("/", 1)[1]
+
+
 def test_weights_other_than_the_cards_are_refused(cards, tmp_path):
     write_weights(tmp_path / "bundled" / "mace-small")
     with pytest.raises(ValueError, match=f"SHA-256 on the card of mace-small \\({'a' * 64}\\)"):

@@ -73,6 +73,25 @@ def test_results_of_a_calculator_are_not_taken_for_labels():
     assert Structure.from_atoms(atoms).energy is None
 
 
+def test_charge_spin_and_head_pass_through_atoms_info():
+    atoms = ase.Atoms("H")
+    assert Structure.from_atoms(atoms).to_atoms().info == {}
+    atoms.info = {"charge": -1, "spin": np.int64(3), "head": "omol", "other": 5}
+    structure = Structure.from_atoms(atoms)
+    assert (structure.charge, structure.spin, structure.head) == (-1.0, 3.0, "omol")
+    again = Structure.from_atoms(structure.to_atoms())
+    assert (again.charge, again.spin, again.head) == (-1.0, 3.0, "omol")
+
+
+@pytest.mark.parametrize("value", ["+1", None, np.ones(3), float("nan"), True])
+def test_what_is_no_charge_is_left_alone(value):
+    """A file may keep something of its own under these keys."""
+    atoms = ase.Atoms("H")
+    atoms.info = {"charge": value, "spin": value, "head": 3}
+    structure = Structure.from_atoms(atoms)
+    assert (structure.charge, structure.spin, structure.head) == (0.0, 1.0, None)
+
+
 def test_from_atoms_copies():
     atoms = ase.Atoms("H")
     structure = Structure.from_atoms(atoms)

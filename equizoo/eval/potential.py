@@ -21,7 +21,7 @@ from equizoo import hub
 from equizoo.config import from_dict, to_dict
 from equizoo.eval.golden import check_golden_outputs, golden_outputs
 from equizoo.eval.packing import BudgetSet, pack
-from equizoo.graph import Budget, Frame, batch_frames, make_frame, unbatch_nodes
+from equizoo.graph import Budget, Frame, batch_frames, unbatch_nodes
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
 from equizoo.structure import EnergyReference, Structure
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
@@ -36,7 +36,8 @@ class Result(NamedTuple):
 
     energy: float  # [eV] with reference energies
     forces: Float[np.ndarray, "nodes 3"]  # [eV/Å]
-    stress: Float[np.ndarray, "3 3"] | None  # [eV/Å^3] None unless periodic along all three axes
+    # [eV/Å^3] None unless periodic along all three axes, and for models with direct forces
+    stress: Float[np.ndarray, "3 3"] | None
     node_energies: Float[np.ndarray, " nodes"]  # [eV] with reference energies
 
 
@@ -50,6 +51,9 @@ class Potential:
     shape, and shared by :meth:`predict` and all calculators. Weights are those that ``model`` has
     when the potential is made.
 
+    A model with several heads has reference energies and a level of theory for each, by its name.
+    ``head`` (the first unless given) answers for structures that name none.
+
     Raises ``ValueError`` when ``reference_energies`` are not those of exactly the model's elements,
     or the model has state that is not a parameter.
     """
@@ -58,23 +62,32 @@ class Potential:
         self,
         model: Architecture,
         *,
-        reference_energies: Mapping[int, float],  # [eV] by atomic number
+        # [eV] by atomic number; with several heads, such a mapping for each of them
+        reference_energies: Mapping[int, float] | Mapping[str, Mapping[int, float]],
         energy_reference: EnergyReference,
-        level_of_theory: str,
+        level_of_theory: str | Mapping[str, str],
         name: str = "",
         card: str | None = None,
+        head: str | None = None,
+        source: Mapping[str, str] | None = None,
     ):
         self.model = model
         self.config: ArchitectureConfig = model.config
         self.energy_reference = EnergyReference(energy_reference)
-        self.level_of_theory = level_of_theory
         self.name = name or ARCHITECTURES.name_of(model.config)
         self.card = card
-        self.reference_energies = _checked_energies(reference_energies, self.config)
-        self._isolated = np.array(list(self.reference_energies.values()), np.float64)
+        self.source = dict(source or {})  # file and SHA-256 that weights were converted from
+        self._set_heads(
+            {
+                key: _checked_energies(energies, self.config)
+                for key, energies in _by_head(reference_energies, self.config).items()
+            },
+            _by_head(level_of_theory, self.config),
+        )
+        self._choose_head(self.config.heads[0] if head is None else head)
         self._graphdef, self._params = _split(model)
         self._params_in: dict[str, nnx.State] = {}
-        self._budgets = {dtype: BudgetSet(len(self._isolated)) for dtype in DTYPES}
+        self._budgets = {dtype: BudgetSet(len(self.config.atomic_numbers)) for dtype in DTYPES}
         self._traces: list[int] = []  # nodes of every program compiled
         self._program = jax.jit(self._trace)
 
@@ -90,6 +103,7 @@ class Potential:
     def describe(self) -> dict[str, Any]:
         """What one needs to know before use, in words and numbers; JSON-able."""
         config = self.config
+        several = {"heads": list(config.heads), "head": self.head} if len(config.heads) > 1 else {}
         return {
             "name": self.name,
             "architecture": ARCHITECTURES.name_of(config),
@@ -100,6 +114,8 @@ class Potential:
             "energy_reference": str(self.energy_reference),
             "symmetry": str(config.symmetry),
             "smooth": config.smooth,
+            "conservative": config.conservative,
+            **several,
         }
 
     def with_reference_energies(
@@ -107,12 +123,78 @@ class Potential:
         reference_energies: Mapping[int, float],  # [eV] by atomic number
         level_of_theory: str,
     ) -> "Potential":
-        """The same network at another level of theory; compiled programs are shared."""
+        """The same network at another level of theory; compiled programs are shared.
+
+        Of a model with several heads, the one in use.
+        """
         other = copy.copy(self)
-        other.level_of_theory = level_of_theory
-        other.reference_energies = _checked_energies(reference_energies, self.config)
-        other._isolated = np.array(list(other.reference_energies.values()), np.float64)
+        energies = _checked_energies(reference_energies, self.config)
+        other._set_heads(
+            self._energies | {self.head: energies}, self._levels | {self.head: level_of_theory}
+        )
+        other._choose_head(self.head)
         return other
+
+    # ---- parts of a model
+
+    def with_head(self, head: str) -> "Potential":
+        """The same model, answering with another of its heads; compiled programs are shared."""
+        other = copy.copy(self)
+        other._choose_head(head)
+        return other
+
+    def only_head(self) -> "Potential":
+        """The model with the head in use alone, equal to rounding: to continue training it."""
+        if len(self.config.heads) == 1:
+            return self
+        return self._with_model(self.model.with_head(self.head), self.reference_energies)
+
+    def with_elements(self, elements: Iterable[str]) -> "Potential":
+        """The model for some of its elements (chemical symbols) alone, equal to rounding.
+
+        It is smaller: tables of the other elements are gone. Raises ``ValueError`` for elements
+        that the model does not have, and architectures that cannot be cut.
+        """
+        known = {chemical_symbols[z]: z for z in self.config.atomic_numbers}
+        elements = list(elements)
+        if unknown := sorted(set(elements) - set(known)):
+            raise ValueError(
+                f"The model does not have {', '.join(unknown)}; expected some of "
+                f"{', '.join(known)}."
+            )
+        model = self.model.with_elements([known[symbol] for symbol in elements])
+        kept = set(model.config.atomic_numbers)
+        energies = {
+            head: {z: e for z, e in energies.items() if z in kept}
+            for head, energies in self._energies.items()
+        }
+        return self._with_model(model, energies)
+
+    def _with_model(self, model: Architecture, energies: Any) -> "Potential":
+        levels = {head: self._levels[head] for head in model.config.heads}
+        return Potential(
+            model,
+            reference_energies=energies,
+            energy_reference=self.energy_reference,
+            level_of_theory=levels,
+            name=self.name,
+            card=self.card,
+            head=self.head,
+            source=self.source,
+        )
+
+    def _set_heads(
+        self, energies: Mapping[str, Mapping[int, float]], levels: Mapping[str, str]
+    ) -> None:
+        self._energies, self._levels = dict(energies), dict(levels)
+        rows = [list(self._energies[head].values()) for head in self.config.heads]
+        self._isolated = np.array(rows, np.float64)  # [eV] by head and species
+
+    def _choose_head(self, head: str) -> None:
+        _require_head(head, self.config)
+        self.head = head
+        self.reference_energies = dict(self._energies[head])
+        self.level_of_theory = self._levels[head]
 
     # ---- predictions
 
@@ -207,7 +289,11 @@ class Potential:
                 f"{name or 'structure'} is a {type(structure).__name__}, expected ase.Atoms or "
                 "equizoo.structure.Structure."
             )
-        return make_frame(structure, self.config.cutoff, self.config.atomic_numbers)
+        head = self.head
+        if structure.head is not None and len(self.config.heads) > 1:
+            head = structure.head
+            _require_head(head, self.config)
+        return self.config.frame(structure, head)
 
     def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
         """The network's output for one padded batch, still on the device."""
@@ -224,13 +310,13 @@ class Potential:
         interaction = unbatch_nodes(np.asarray(interaction, np.float64), frames)
         results = []
         for index, frame in enumerate(frames):
-            nodes = interaction[index] + self._isolated[frame.species]
-            full_cell = all(frame.structure.pbc)
+            nodes = interaction[index] + self._isolated[frame.head, frame.species]
+            has_stress = stress is not None and all(frame.structure.pbc)
             results.append(
                 Result(
                     energy=float(nodes.sum()),
                     forces=forces[index],
-                    stress=np.asarray(stress[index], np.float64) if full_cell else None,
+                    stress=np.asarray(stress[index], np.float64) if has_stress else None,
                     node_energies=nodes,
                 )
             )
@@ -259,12 +345,22 @@ class Potential:
         ``golden`` adds a few generated structures with their outputs, which loading checks. Raises
         ``ValueError`` when the folder exists and is not empty.
         """
-        energies = {chemical_symbols[z]: e for z, e in self.reference_energies.items()}
-        block = {
+        block: dict[str, Any] = {
             "energy_reference": str(self.energy_reference),
             "level_of_theory": self.level_of_theory,
-            "reference_energies": energies,
+            "reference_energies": _by_symbol(self.reference_energies),
         }
+        if self.source:
+            block["source"] = self.source
+        if len(self.config.heads) > 1:
+            block["head"] = self.head
+            block["heads"] = {
+                head: {
+                    "level_of_theory": self._levels[head],
+                    "reference_energies": _by_symbol(self._energies[head]),
+                }
+                for head in self.config.heads
+            }
         flat = nnx.to_flat_state(self._params)
         return hub.save_folder(
             folder,
@@ -276,22 +372,51 @@ class Potential:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PotentialBlock:
-    """The key ``potential`` of config.json."""
+class _HeadBlock:
+    """One of several heads."""
 
-    energy_reference: EnergyReference
     level_of_theory: str
     reference_energies: dict[str, float]  # [eV] by chemical symbol
 
 
-def load(spec: str | Path, *, check_golden: bool = True) -> Potential:
+@dataclasses.dataclass(frozen=True)
+class _PotentialBlock:
+    """The key ``potential`` of config.json; what is not under ``heads`` is of the head in use."""
+
+    energy_reference: EnergyReference
+    level_of_theory: str
+    reference_energies: dict[str, float]  # [eV] by chemical symbol
+    head: str | None = None
+    heads: dict[str, _HeadBlock] = dataclasses.field(default_factory=dict)
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def load(
+    spec: str | Path,
+    *,
+    check_golden: bool = True,
+    head: str | None = None,
+    trust: bool = False,
+    accept_license: str | None = None,
+) -> Potential:
     """The potential that ``spec`` names: a released model, a folder, ``hf-hub:organisation/name``.
 
-    With ``check_golden`` the outputs stored with the model are reproduced first. Raises
-    ``ValueError`` when the folder is incomplete, its arrays are not those that its configuration
-    asks for (all problems listed), or the outputs differ; see
+    With ``check_golden`` the outputs stored with the model are reproduced first. ``head`` chooses
+    among those of a model with several.
+
+    Some released models are other people's checkpoints (``entry.checkpoint``), converted on this
+    machine when first loaded and then kept. Opening such a checkpoint runs code that it brings,
+    which ``trust=True`` allows, and needs mace-torch; ``accept_license`` names its licence where
+    that has terms to agree to (``entry.license_weights``).
+
+    Raises ``ValueError`` when the folder is incomplete, its arrays are not those that its
+    configuration asks for (all problems listed), or the outputs differ; see
     :func:`equizoo.registry.find_model_folder` for names.
     """
+    if str(spec) in MODELS and MODELS[str(spec)].checkpoint is not None:
+        from equizoo.eval.checkpoints import ensure_converted  # which builds on this module
+
+        ensure_converted(MODELS[str(spec)], trust=trust, accept_license=accept_license)
     folder = find_model_folder(spec)
     contents = hub.load_folder(folder)
     where = str(folder / hub.CONFIG)
@@ -304,19 +429,32 @@ def load(spec: str | Path, *, check_golden: bool = True) -> Potential:
         )
     config = from_dict(ArchitectureConfig, config_dict, where)
     block = from_dict(_PotentialBlock, block, f"'potential' in {where}")
-    if unknown := sorted(set(block.reference_energies) - set(number_of)):
+    heads: Mapping[str, _HeadBlock | _PotentialBlock] = block.heads or {config.heads[0]: block}
+    if unknown := sorted(
+        set().union(*(b.reference_energies for b in heads.values())) - {*number_of}
+    ):
         raise ValueError(f"{where}: reference_energies of unknown elements {', '.join(unknown)}.")
+    if set(heads) != set(config.heads):
+        raise ValueError(
+            f"{where}: 'potential' has heads {', '.join(heads)}, expected those of the model, "
+            f"{', '.join(config.heads)}."
+        )
     potential = Potential(
         _rebuild(config, contents.arrays, str(folder / hub.WEIGHTS)),
-        reference_energies={number_of[s]: e for s, e in block.reference_energies.items()},
+        reference_energies={
+            name: {number_of[s]: e for s, e in part.reference_energies.items()}
+            for name, part in heads.items()
+        },
         energy_reference=block.energy_reference,
-        level_of_theory=block.level_of_theory,
+        level_of_theory={name: part.level_of_theory for name, part in heads.items()},
         name=_name(spec, folder),
         card=contents.card,
+        head=block.head,
+        source=block.source,
     )
     if check_golden:
         check_golden_outputs(potential.predict, contents.golden, str(folder / hub.GOLDEN))
-    return potential
+    return potential if head is None else potential.with_head(head)
 
 
 def describe(spec: str | Path) -> dict[str, Any]:
@@ -358,6 +496,28 @@ def _name(spec: str | Path, folder: Path) -> str:
     if name in MODELS:
         return name
     return name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else folder.resolve().name
+
+
+def _by_head(value: Any, config: ArchitectureConfig) -> dict[str, Any]:
+    """One thing for each head, as given by name or, where there is one head, by itself."""
+    named = isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)
+    found = dict(value) if named else {config.heads[0]: value}
+    if set(found) != set(config.heads):
+        raise ValueError(
+            f"Reference energies and level of theory are given for {', '.join(found)}; expected "
+            f"them for each of the model's heads {', '.join(config.heads)}. Potential.only_head "
+            "makes a model with one."
+        )
+    return {head: found[head] for head in config.heads}
+
+
+def _require_head(head: str, config: ArchitectureConfig) -> None:
+    if head not in config.heads:
+        raise ValueError(f"head is {head!r}, expected one of {', '.join(config.heads)}.")
+
+
+def _by_symbol(energies: Mapping[int, float]) -> dict[str, float]:
+    return {chemical_symbols[z]: energy for z, energy in energies.items()}
 
 
 def _checked_energies(energies: Mapping[int, float], config: ArchitectureConfig):

@@ -96,3 +96,21 @@ class SpeciesLinear(nnx.Module):
             kernel = self.kernels[str(ir)][...].astype(x.dtype)[graph.block_species] / norm
             results.append(jnp.einsum("bnmc,bcd->bnmd", blocks[:, :, place], kernel))
         return from_species_blocks(jnp.concatenate(results, axis=2), graph)
+
+
+def shared_irreps(irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps) -> e3nn.Irreps:
+    """Those entries of ``irreps_out`` that ``irreps_in`` has too."""
+    known = {ir for _, ir in irreps_in}
+    return e3nn.Irreps([(1, ir) for _, ir in irreps_out if ir in known])
+
+
+def into_irreps(
+    x: Float[Array, "n dim_in c"], irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps
+) -> Float[Array, "n dim_out c"]:
+    """The blocks of ``x`` in the order of ``irreps_out``, zeros where it has none; others go."""
+    places = {ir: place for (_, ir), place in zip(irreps_in, irreps_in.slices(), strict=True)}
+    blocks = [
+        x[:, places[ir]] if ir in places else jnp.zeros((x.shape[0], ir.dim, x.shape[2]), x.dtype)
+        for _, ir in irreps_out
+    ]
+    return jnp.concatenate(blocks, axis=1)

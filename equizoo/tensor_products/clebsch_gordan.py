@@ -207,22 +207,23 @@ def _split(values: Float[Array, "nodes slots dim *c"], irreps: e3nn.Irreps) -> S
 
 
 class SymmetricPower(BoundPower):
-    r"""All equivariant polynomials up to order three, over a basis without redundancy.
+    r"""All equivariant polynomials up to order four, over a basis without redundancy.
 
     .. math:: z_{l m} = \sum_{\nu=1}^{N} \sum_k w^{(\nu)}_{l k} B^{(\nu)}_{l k m}(x)
 
     The weights are contracted with the coefficients first, once per block. A cubic monomial of
     parity ``p`` is a component of parity ``p`` times a pair of like parity, so each irrep of the
     result is one product of a matrix ``[dim_out * factors, pairs]`` with the pairs and one sum over
-    factors. Components are picked by products with constant 0/1 matrices: under XLA on CPU this
+    factors. A quartic one is an even pair times a pair of parity ``p``, treated likewise.
+    Components are picked by products with constant 0/1 matrices: under XLA on CPU this
     and its derivatives run several times faster than slicing and broadcasting.
 
     Reference: Batatia et al. 2022, https://arxiv.org/abs/2206.07697, eq. 10 (the redundant form).
     """
 
     def __init__(self, irreps_in: e3nn.Irreps, irreps_out: e3nn.Irreps, order: int):
-        if order > 3:
-            raise ValueError(f"order is {order}; the symmetric power is built for orders 1 to 3.")
+        if order > 4:
+            raise ValueError(f"order is {order}; the symmetric power is built for orders 1 to 4.")
         self.irreps_in, self.irreps_out, self.order = irreps_in, irreps_out, order
         self.weight_slices = {}
         start = 0
@@ -252,12 +253,13 @@ class SymmetricPower(BoundPower):
         place = {tuple(monomial): c for c, monomial in enumerate(monomials(self.irreps_in.dim, nu))}
         if nu == 2:
             return basis[:, :, [place[tuple(pair)] for pair in self._pairs[ir.p]]]
-        factors, pairs = self._factors[ir.p], self._pairs[1]
+        factors = self._factors[ir.p][:, None] if nu == 3 else self._pairs[1]
+        pairs = self._pairs[1 if nu == 3 else ir.p]
         arranged = np.zeros((len(basis), ir.dim, len(factors), len(pairs)))
         for f, factor in enumerate(factors):
             for c, pair in enumerate(pairs):
                 # a monomial that can be split in several ways is put in the first place only
-                column = place.pop(tuple(sorted((factor, *pair))), None)
+                column = place.pop(tuple(sorted((*factor, *pair))), None)
                 if column is not None:
                     arranged[:, :, f, c] = basis[:, :, column]
         return arranged.reshape(len(basis), ir.dim * len(factors), len(pairs))
@@ -289,9 +291,13 @@ class SymmetricPower(BoundPower):
                 if nu < 3:
                     result += matrix @ (x if nu == 1 else pairs[ir.p])
                 else:
-                    factors = _pick(np.tile(self._factors[ir.p], ir.dim), x)
+                    if nu == 3:
+                        factors = _pick(np.tile(self._factors[ir.p], ir.dim), x)
+                    else:
+                        factors = jnp.tile(pairs[1], (1, ir.dim, 1))
                     summed = np.repeat(np.eye(ir.dim), rows // ir.dim, axis=1)
-                    result += _constant(summed, x) @ ((matrix @ pairs[1]) * factors)
+                    products = matrix @ pairs[1 if nu == 3 else ir.p]
+                    result += _constant(summed, x) @ (products * factors)
             results.append(result)
         result = jnp.concatenate(results, axis=1).reshape(blocks, channels, -1, nodes)
         return jnp.transpose(result, (0, 3, 2, 1))

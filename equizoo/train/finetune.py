@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
 from equizoo.config import to_dict
 from equizoo.data.datasets import load_dataset
 from equizoo.data.readers import Dataset
@@ -13,6 +18,7 @@ from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.recipe import DataConfig, RunResult, open_run_folder, prepare_data, run_fit
+from equizoo.zoo._base import Architecture
 
 
 def finetune_training(epochs: int = 40, learning_rate: float = 1e-3, **options: Any) -> TrainConfig:
@@ -67,6 +73,7 @@ def finetune(
     }
     prepared = prepare_data(data)
     remembered = {old_name: load_dataset(old_name) for old_name in old}
+    base = base.only_head()
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
@@ -74,12 +81,21 @@ def finetune(
     )
     open_run_folder(folder, facts, resume)
     before = _errors(rebased, prepared.reported) | _errors(base, remembered)
-    run = run_fit(base.model, prepared, rebased.reference_energies, training, folder, name)
+    run = run_fit(
+        _in_float32(base.model), prepared, rebased.reference_energies, training, folder, name
+    )
     if run is None:
         return None
     # old data are at the base model's level of theory
     restored = run.potential.with_reference_energies(base.reference_energies, base.level_of_theory)
     return Finetuned(run, before, dict(run.metrics) | _errors(restored, remembered))
+
+
+def _in_float32(model: Architecture) -> Architecture:
+    """The model with weights of the precision that training runs in; converted ones have more."""
+    graphdef, state = nnx.split(model)
+    single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), state)
+    return nnx.merge(graphdef, single)
 
 
 def _errors(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, Mapping[str, Any]]:

@@ -19,13 +19,19 @@ def loss(
         + w_S \langle \Delta \sigma_{\alpha\beta}^2 \rangle
 
     With ``huber_delta`` the square becomes Huber's function (times two) of the same argument.
+    Raises ``ValueError`` when stress has a weight and the model predicts none.
     """
+    if prediction.stress is None and weights.stress > 0:
+        raise ValueError(
+            f"The weight of the stress is {weights.stress}, but a model with direct forces "
+            "predicts no stress; set it to 0, or let the forces be the gradient of the energy."
+        )
     penalty = _penalty(weights.huber_delta)
     atoms = _num_atoms(graph, labels.energy.dtype)
     terms = (
         (weights.energy, (prediction.energy - labels.energy) / atoms, labels.energy_mask),
         (weights.forces, prediction.forces - labels.forces, labels.forces_mask),
-        (weights.stress, prediction.stress - labels.stress, labels.stress_mask),
+        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask),
     )
     parts = [w * _masked_mean(penalty(x), mask) for w, x, mask in terms if w > 0]
     return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
@@ -47,12 +53,19 @@ def error_sums(prediction: Prediction, graph: Graph, labels: Labels) -> ErrorSum
     """The sums of a batch, from which means over a data set are formed."""
     energy = prediction.energy - labels.energy
     atoms = _num_atoms(graph, labels.energy.dtype)
+    predicted = labels.stress_mask if prediction.stress is not None else labels.stress_mask & False
     return ErrorSums(
         energy=_sums(energy, labels.energy_mask),
         energy_per_atom=_sums(energy / atoms, labels.energy_mask),
         forces=_sums(prediction.forces - labels.forces, labels.forces_mask),
-        stress=_sums(prediction.stress - labels.stress, labels.stress_mask),
+        stress=_sums(_stress_errors(prediction, labels), predicted),
     )
+
+
+def _stress_errors(prediction: Prediction, labels: Labels) -> Float[Array, "graphs 3 3"]:
+    if prediction.stress is None:
+        return jnp.zeros_like(labels.stress)
+    return prediction.stress - labels.stress
 
 
 def _num_atoms(graph: Graph, dtype) -> Float[Array, " graphs"]:

@@ -19,7 +19,7 @@ from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
 from equizoo.eval.potential import Potential
-from equizoo.graph import Budget, Frame, make_frame
+from equizoo.graph import Budget, Frame
 from equizoo.structure import Structure
 from equizoo.train.config import TrainConfig
 from equizoo.train.loop import Fitted, fit
@@ -183,7 +183,7 @@ def complete_config(fields: Mapping[str, Any], data: Prepared) -> ArchitectureCo
     config = from_dict(ArchitectureConfig, stand_ins | dict(fields), "model")
     measured: dict[str, Any] = {}
     if "avg_num_neighbors" not in fields:
-        frames = _frames(data.train.structures, config.cutoff, config.atomic_numbers)
+        frames = _frames(data.train.structures, config)
         mean = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
         measured["avg_num_neighbors"] = max(mean, 1.0)
     forces = [s.forces for s in data.train.structures if s.forces is not None]
@@ -203,7 +203,7 @@ def run_fit(
     """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`."""
     config = model.config
     frames = {
-        split: _frames(dataset.structures, config.cutoff, config.atomic_numbers)
+        split: _frames(dataset.structures, config)
         for split, dataset in (("train", data.train), ("valid", data.valid))
     }
     packing = make_packing(
@@ -252,10 +252,8 @@ def make_packing(
     return Packing(budget, reference_energies)
 
 
-def _frames(
-    structures: Sequence[Structure], cutoff: float, atomic_numbers: tuple[int, ...]
-) -> list[Frame]:
-    return [make_frame(structure, cutoff, atomic_numbers) for structure in structures]
+def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> list[Frame]:
+    return [config.frame(structure) for structure in structures]
 
 
 def _joined(data: Prepared) -> Dataset:

@@ -53,17 +53,20 @@ def make_train_step(
 
     ``scale`` multiplies the update (the plateau schedule). The average starts as the plain mean
     of the first steps and never weighs the random initial values by more than ``10 / (10 + t)``.
-    A step whose loss or gradient is not finite changes nothing but the counter.
+    What is random while training (dropout) is drawn from the number of the step, so that a resumed
+    run repeats it. A step whose loss or gradient is not finite changes nothing but the counter.
     """
     graphdef = nnx.graphdef(model)
 
-    def objective(params, graph, labels):
-        prediction = energy_forces_stress(nnx.merge(graphdef, params), graph)
+    def objective(params, graph, labels, key):
+        instance = nnx.merge(graphdef, params)
+        instance.key = key
+        prediction = energy_forces_stress(instance, graph)
         return loss(prediction, graph, labels, weights), error_sums(prediction, graph, labels)
 
     def step(state, graph, labels, scale):
         (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.params, graph, labels
+            state.params, graph, labels, jax.random.fold_in(jax.random.key(0), state.step)
         )
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -10,8 +11,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from equizoo.graph import Graph, edge_vectors, sum_graphs, sum_receivers, sum_senders
+from equizoo.graph import (
+    Frame,
+    Graph,
+    edge_vectors,
+    make_frame,
+    sum_graphs,
+    sum_receivers,
+    sum_senders,
+)
+from equizoo.neighbors import NeighborLimit
 from equizoo.registry import ARCHITECTURES
+from equizoo.structure import Structure
 
 
 class Symmetry(enum.StrEnum):
@@ -27,8 +38,7 @@ class ArchitectureConfig(abc.ABC):
 
     registry: ClassVar = ARCHITECTURES
     format: ClassVar[int] = 1
-    symmetry: ClassVar[Symmetry] = Symmetry.O3
-    smooth: ClassVar[bool] = True  # energy has a continuous gradient as atoms cross the cutoff
+    heads: ClassVar[tuple[str, ...]] = ("default",)  # levels of theory it was trained on together
 
     atomic_numbers: tuple[int, ...]  # in the order of species
     cutoff: float  # [Å]
@@ -45,30 +55,101 @@ class ArchitectureConfig(abc.ABC):
                 "be positive."
             )
 
+    @property
+    def symmetry(self) -> Symmetry:
+        """The group under which energies are invariant."""
+        return Symmetry.O3
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the energy has a continuous gradient as atoms cross the cutoff."""
+        return True
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; else a head predicts them."""
+        return True
+
+    @property
+    def limit(self) -> NeighborLimit | None:
+        """Which neighbours within the cutoff an atom sees; None: all."""
+        return None
+
+    @property
+    def defect(self) -> float:
+        """How far energies and forces may be, relative to the largest, from those of the structure
+        turned; 0 for nothing but rounding."""
+        return 0.0
+
+    def require(self, structure: Structure) -> None:
+        """Raises ``ValueError`` for a structure that the model has no meaning for, in its state
+        (charge, spin) rather than its elements; the default accepts all."""
+        return None
+
+    def frame(self, structure: Structure, head: str | None = None) -> Frame:
+        """The structure with the neighbours that the model sees; ``head`` is the first by default.
+
+        Raises ``ValueError`` for elements and states that the model was not made for.
+        """
+        self.require(structure)
+        return make_frame(
+            structure,
+            self.cutoff,
+            self.atomic_numbers,
+            head=0 if head is None else self.heads.index(head),
+            limit=self.limit,
+        )
+
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
         """The model with freshly drawn weights."""
 
 
 class Architecture(nnx.Module):
-    """A model of interatomic interaction: one method."""
+    """A model of interatomic interaction: one method.
+
+    ``key`` is set while training and drives whatever is random then, such as dropout; without it
+    a model is a function.
+    """
 
     config: ArchitectureConfig
+    key: Array | None = None
 
     @abc.abstractmethod
     def node_energies(
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> Float[Array, " nodes"]:
         """Interaction energy of every atom [eV], without reference energies; a function of the edge
-        vectors and species alone, anything on padded nodes."""
+        vectors, species, the graph's head, charge and spin (and of ``key``) alone, anything on
+        padded nodes."""
+
+    def energies_and_forces(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"]]:
+        """``node_energies``, and forces [eV/Å] of a head, where the config is not conservative."""
+        raise ValueError(
+            f"{type(self).__name__} has no head for forces; its config must be conservative, so "
+            "that they are minus the gradient of the energy."
+        )
+
+    def with_elements(self, atomic_numbers: Sequence[int]) -> "Architecture":
+        """The model for some of its elements, equal on those; ``ValueError`` where it cannot."""
+        raise ValueError(
+            f"{type(self).__name__} cannot be cut down to fewer elements; use it as it is, or "
+            "train a smaller one."
+        )
+
+    def with_head(self, head: str) -> "Architecture":
+        """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""
+        raise ValueError(f"{type(self).__name__} has no heads to choose from.")
 
 
 class Prediction(NamedTuple):
-    """Energies without reference energies, and their exact derivatives."""
+    """Energies without reference energies, and their exact derivatives or direct forces."""
 
     energy: Float[Array, " graphs"]  # [eV]
     forces: Float[Array, "nodes 3"]  # [eV/Å]
-    stress: Float[Array, "graphs 3 3"]  # [eV/Å^3] zero where no cell
+    stress: Float[Array, "graphs 3 3"] | None  # [eV/Å^3] zero where no cell; None: direct forces
     node_energies: Float[Array, " nodes"]  # [eV]
 
 
@@ -79,13 +160,20 @@ def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
 
     .. math:: F_i = \sum_{e \text{ out of } i} g_e - \sum_{e \text{ into } i} g_e, \qquad
         \sigma = \frac{1}{|\det \mathrm{cell}|} \,\mathrm{sym} \sum_e d_e \otimes g_e.
+
+    An architecture whose config is not conservative predicts forces itself, and no stress.
     """
+    vectors = edge_vectors(graph, model.config.cutoff)
+    if not model.config.conservative:
+        nodes, forces = model.energies_and_forces(vectors, graph)
+        nodes = jnp.where(graph.node_mask, nodes, 0)
+        forces = jnp.where(graph.node_mask[:, None], forces, 0)
+        return Prediction(sum_graphs(nodes, graph), forces, None, nodes)
 
     def total(vectors):
         nodes = jnp.where(graph.node_mask, model.node_energies(vectors, graph), 0)
         return jnp.sum(nodes), nodes
 
-    vectors = edge_vectors(graph, model.config.cutoff)
     gradient, nodes = jax.grad(total, has_aux=True)(vectors)
     forces = sum_senders(gradient, graph) - sum_receivers(gradient, graph)
     virial = sum_graphs(sum_receivers(vectors[:, :, None] * gradient[:, None, :], graph), graph)

@@ -8,7 +8,15 @@ import pytest
 from flax import nnx
 
 from equizoo.graph import Budget, batch_frames, make_frame
-from equizoo.layers.linear import EquivariantLinear, SpeciesLinear, normal_param
+from equizoo.layers.gate import gated
+from equizoo.layers.linear import (
+    EquivariantLinear,
+    SpeciesLinear,
+    into_irreps,
+    normal_param,
+    shared_irreps,
+)
+from equizoo.layers.mlp import NormalizedMLP
 from equizoo.structure import Structure
 
 IN, OUT = e3nn.Irreps("0e+0e+1o+2e+1o+1e"), e3nn.Irreps("1o+0e+1e")
@@ -87,3 +95,41 @@ def test_normal_param_has_the_given_scale():
     values = np.asarray(normal_param(nnx.Rngs(0), (300, 300), 0.1)[...])
     np.testing.assert_allclose([values.mean(), values.std()], [0, 0.1], atol=2e-3)
     assert values.dtype == np.float32
+
+
+def test_blocks_are_put_where_they_belong():
+    small, large = e3nn.Irreps("0e+2e"), e3nn.Irreps("0e+1o+2e")
+    assert shared_irreps(e3nn.Irreps("2e+0e+3o"), large) == small
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 3)))
+    found = into_irreps(x, small, large)
+    np.testing.assert_array_equal(found[:, :1], x[:, :1])
+    np.testing.assert_array_equal(found[:, 1:4], 0)
+    np.testing.assert_array_equal(found[:, 4:], x[:, 1:])
+    np.testing.assert_array_equal(into_irreps(found, large, small), x)
+
+
+def test_gate_by_hand():
+    rng = np.random.default_rng(0)
+    x, gates = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 2, 3))
+    found = gated(jnp.asarray(x), jnp.asarray(gates), e3nn.Irreps("0e+1o+2e"))
+    sigmoid = 1 / (1 + np.exp(-gates)) * 1.8462285453386054
+    silu = 1.676532470331 * x[:, :1] / (1 + np.exp(-x[:, :1]))
+    np.testing.assert_allclose(found[:, :1], silu, rtol=1e-12)
+    np.testing.assert_allclose(found[:, 1:4], x[:, 1:4] * sigmoid[:, :1], rtol=1e-12)
+    np.testing.assert_allclose(found[:, 4:], x[:, 4:] * sigmoid[:, 1:], rtol=1e-12)
+
+
+def test_normalized_mlp_by_hand():
+    mlp, x = (
+        NormalizedMLP((3, 5, 2), rngs=nnx.Rngs(0)),
+        np.random.default_rng(1).normal(size=(4, 3)),
+    )
+    for group, value in ((mlp.biases, 0.3), (mlp.norm_scales, 1.7), (mlp.norm_biases, -0.2)):
+        for param in group:
+            param[...] = param[...] * 0 + value
+    first, last = (np.asarray(kernel[...], np.float64) for kernel in mlp.kernels)
+    bias, scale, shift = (np.float32(v).astype(float) for v in (0.3, 1.7, -0.2))
+    h = x @ first + bias
+    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * scale + shift
+    expected = h / (1 + np.exp(-h)) @ last + bias
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), expected, rtol=1e-10)

@@ -8,7 +8,17 @@ from flax import nnx
 
 from equizoo.layers.activation import ActivationConstant, normalized_silu
 from equizoo.layers.mlp import ScalarMLP
-from equizoo.layers.radial import bessel_basis, polynomial_envelope
+from equizoo.layers.radial import (
+    Agnesi,
+    Bessel,
+    Chebyshev,
+    Gaussian,
+    Soft,
+    bessel_basis,
+    covalent_radii,
+    polynomial_envelope,
+)
+from equizoo.layers.repulsion import ZBL
 
 CUTOFF = 4.0  # [Å]
 
@@ -106,3 +116,72 @@ def test_radial_network_keeps_unit_variance():
     x = np.random.default_rng(0).normal(size=(2000, 8))
     second_moment = np.mean(np.asarray(network(jnp.asarray(x))) ** 2)
     assert 0.8 < second_moment < 1.2  # one, up to the draw of the weights
+
+
+# ---- bases, transforms and repulsion -------------------------------------------------------------
+
+R = np.array([0.3, 0.9, 1.7, 2.6, 3.9])  # [Å]
+
+
+def test_bessel_with_numbers_of_its_own():
+    known = tuple(n * np.pi / CUTOFF for n in range(1, 5))
+    plain = Bessel()(jnp.asarray(R), CUTOFF, 4)
+    stated = Bessel(known, float(np.sqrt(2 / CUTOFF)))(jnp.asarray(R), CUTOFF, 4)
+    np.testing.assert_allclose(stated, plain, rtol=1e-13, atol=1e-15)
+    other = Bessel((1.1, 2.3), 0.5)(jnp.asarray(R), CUTOFF, 2)
+    np.testing.assert_allclose(other[:, 1], 0.5 * np.sin(2.3 * R) / R, rtol=1e-13)
+
+
+def test_gaussians_by_hand():
+    found = Gaussian()(jnp.asarray(R), CUTOFF, 5)  # centers 1 Å apart, width 1 Å
+    expected = np.exp(-0.5 * (R[:, None] - np.arange(5.0)) ** 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    stated = Gaussian((0.0, 2.0), -0.3)(jnp.asarray(R), CUTOFF, 2)
+    np.testing.assert_allclose(stated[:, 1], np.exp(-0.3 * (R - 2) ** 2), rtol=1e-14)
+
+
+def test_chebyshev_polynomials_are_cosines():
+    angle = np.linspace(0.1, 3.0, 7)
+    found = Chebyshev()(jnp.cos(angle), CUTOFF, 6)
+    np.testing.assert_allclose(found, np.cos(angle[:, None] * np.arange(1, 7)), atol=1e-13)
+
+
+def test_agnesi_by_hand():
+    radii = np.full(5, 1.5)
+    t = R / 0.75
+    expected = 1 / (1 + 1.0805 * t**0.9183 / (1 + t ** (0.9183 - 4.5791)))
+    np.testing.assert_allclose(Agnesi()(jnp.asarray(R), jnp.asarray(radii)), expected, rtol=1e-14)
+    assert np.all(np.diff(expected) < 0) and 0 < expected[-1] < expected[0] < 1
+
+
+def test_soft_transform_ends():
+    """Near 3/4 of the radii for close atoms, the length itself for distant ones."""
+    radii = jnp.full(3, 1.2)
+    found = Soft()(jnp.array([0.01, 1.25, 6.0]), radii)
+    np.testing.assert_allclose(found[0], 0.9, atol=1e-2)
+    middle = (3 / 4 + 4 / 3) / 2 * 1.2
+    np.testing.assert_allclose(found[1], 0.9 + (middle - 0.9) / 2, atol=1e-12)
+    np.testing.assert_allclose(found[2], 6.0, atol=1e-9)
+
+
+def test_repulsion_by_hand_and_to_coulomb():
+    numbers, species = (1, 8), (jnp.array([0, 1]), jnp.array([1, 1]))
+    radii = jnp.asarray([0.97, 1.32])
+    zbl = ZBL(envelope_p=6)
+    found = zbl(jnp.array([0.5, 0.7]), species, numbers, radii)
+    for index, (z_1, z_2, r) in enumerate([(1, 8, 0.5), (8, 8, 0.7)]):
+        scale = 0.4543 * 0.529 / (z_1**0.3 + z_2**0.3)
+        terms = [(0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4028), (0.02817, 0.2016)]
+        screening = sum(c * np.exp(-d * r / scale) for c, d in terms)
+        end = float(polynomial_envelope(jnp.float64(r), float(radii[index]), 6))
+        np.testing.assert_allclose(found[index], 14.3996 * z_1 * z_2 / r * screening * end)
+    near = zbl(jnp.array([1e-6, 1e-6]), species, numbers, radii) * 1e-6
+    np.testing.assert_allclose(near, 14.3996 * np.array([8, 64]), rtol=1e-4)
+    np.testing.assert_array_equal(zbl(radii, species, numbers, radii), 0)
+
+
+def test_radii_are_ases_unless_given():
+    np.testing.assert_array_equal(covalent_radii((1, 8)), [0.31, 0.66])
+    np.testing.assert_array_equal(covalent_radii((1, 8), (0.5, 0.6)), [0.5, 0.6])
+    with pytest.raises(ValueError, match="1 radii for 2 elements"):
+        covalent_radii((1, 8), (0.5,))

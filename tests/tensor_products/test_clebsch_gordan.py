@@ -171,8 +171,10 @@ def test_the_basis_is_orthonormal_under_a_gaussian(degree, order):
     ],
     ids=" -> ".join,
 )
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_the_power_is_the_weighted_sum_of_the_polynomials(irreps, order):
+    if order == 4:  # degree 3 would make thousands of monomials
+        irreps = tuple(text.replace("+3o", "").replace("+3e", "") for text in irreps)
     power = ClebschGordan().bind_power(*irreps, order)
     rng = np.random.default_rng(order)
     x = rng.normal(size=(2, 3, power.irreps_in.dim, 2))
@@ -206,7 +208,7 @@ def test_the_basis_is_the_one_that_stored_weights_rest_on():
 
 
 def test_powers_that_cannot_be_bound():
-    with pytest.raises(ValueError, match="order is 4; the symmetric power is built for orders 1"):
-        ClebschGordan().bind_power("0e", "0e", 4)
+    with pytest.raises(ValueError, match="order is 5; the symmetric power is built for orders 1"):
+        ClebschGordan().bind_power("0e", "0e", 5)
     with pytest.raises(ValueError, match="No polynomial of '1x1o' up to order 2 is '1x0o'"):
         ClebschGordan().bind_power("1o", "0o", 2)

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import enum
 import functools
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from equizoo.graph import Budget, batch_frames, make_frame, unbatch_nodes
+from equizoo.graph import Budget, batch_frames, unbatch_nodes
+from equizoo.neighbors import NeighborLimit
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
 from equizoo.zoo._base import energy_forces_stress
@@ -28,6 +30,18 @@ FLAT = dataclasses.replace(ROWS, edges=150, slots=None, out_slots=None)
 SMALL = {
     "channels": 4,
     "hidden_l_max": 1,
+    "irreps": "4x0e+3x1e+2x2e",
+    "head_irreps": "2x0e+2x1e+1x2e",
+    "ffn_irreps": "6x0e+4x1e+3x2e",
+    "output_channels": 5,
+    "hidden_channels": 4,
+    "ffn_channels": 4,
+    "alpha_channels": 3,
+    "value_channels": 2,
+    "edge_channels": 4,
+    "m_max": 1,
+    "grid_points": 8,
+    "avg_num_nodes": 1.0,
     "l_max": 2,
     "num_layers": 2,
     "num_heads": 2,
@@ -38,11 +52,25 @@ SMALL = {
 }
 
 
+# Laws hold for the defaults of every architecture, and for these settings too.
+VARIANTS = {
+    "equiformer_v2 as published": {
+        "forces": "direct", "envelope_p": None, "zero_isolated": False, "norm": "joint",
+        "neighbor_limit": NeighborLimit(8),
+    },
+}  # fmt: skip
+CASES = [*ARCHITECTURES, *VARIANTS]
+
+
 def small_config(name, **fields):
     """The defaults of an architecture, made small wherever its config has a field for it."""
-    cls = ARCHITECTURES[name]
-    known = {field.name for field in dataclasses.fields(cls)}
+    cls, fields = ARCHITECTURES[name.split()[0]], VARIANTS.get(name, {}) | fields
+    known = {field.name: field.type for field in dataclasses.fields(cls)}
     reduced = {key: value for key, value in SMALL.items() if key in known}
+    fields = {
+        key: known[key](value) if isinstance(known[key], enum.EnumType) else value
+        for key, value in fields.items()
+    }
     required = {"atomic_numbers": ELEMENTS, "cutoff": CUTOFF, "avg_num_neighbors": 6.0}
     return cls(**(required | reduced | fields))
 
@@ -85,8 +113,9 @@ def predict(graphdef, state, graph):
 def training_loss(graphdef, state, graph, target):
     """Squared errors of energy, forces and stress: its gradient is a double backward pass."""
     found = energy_forces_stress(nnx.merge(graphdef, state), graph)
+    stress = 0 if found.stress is None else 10 * jnp.sum(found.stress**2)
     errors = jnp.where(graph.node_mask[:, None], found.forces - target, 0)
-    return jnp.sum(errors**2) + jnp.sum(found.energy**2) + 10 * jnp.sum(found.stress**2)
+    return jnp.sum(errors**2) + jnp.sum(found.energy**2) + stress
 
 
 class SmallModel:
@@ -101,16 +130,20 @@ class SmallModel:
         return nnx.merge(self.graphdef, self.state)
 
     def frames(self, structures):
-        return [make_frame(s, self.config.cutoff, self.config.atomic_numbers) for s in structures]
+        config = self.config
+        return [config.frame(s) for s in structures]
 
     def batch(self, structures, budget=ROWS, dtype=np.float64):
         return batch_frames(self.frames(structures), budget, dtype)
 
     def predict(self, structures, budget=ROWS, dtype=np.float64):
-        """(energy, forces, stress) of every structure, computed in one batch."""
+        """(energy, forces, stress) of every structure in one batch; no stress: zeros."""
         prediction = predict(self.graphdef, self.state, self.batch(structures, budget, dtype))
         forces = unbatch_nodes(np.asarray(prediction.forces), self.frames(structures))
-        together = zip(prediction.energy, forces, prediction.stress, strict=False)
+        stress = prediction.stress
+        if stress is None:
+            stress = np.zeros((len(prediction.energy), 3, 3), dtype)
+        together = zip(prediction.energy, forces, stress, strict=False)
         return [(np.asarray(e), f, np.asarray(s)) for e, f, s in together]
 
     def one(self, structure, **options):

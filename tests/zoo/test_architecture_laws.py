@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from small_models import (
     APERIODIC,
+    CASES,
     CUTOFF,
     ELEMENTS,
     FLAT,
@@ -35,11 +36,10 @@ from small_models import (
 )
 
 from equizoo.config import from_dict, to_dict
-from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
 from equizoo.zoo._base import ArchitectureConfig, Symmetry
 
-pytestmark = pytest.mark.parametrize("name", list(ARCHITECTURES))
+pytestmark = pytest.mark.parametrize("name", CASES)
 EVERY_STRUCTURE = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 3e-4)], ids=["float64", "float32"]
@@ -68,12 +68,22 @@ def evaluate(name, structure, dtype, **options):
 @given(seed=SEEDS)
 def test_turned_with_the_declared_group(name, structure, dtype, tolerance, seed):
     energy, forces, stress = evaluate(name, structure, dtype)
+    tolerance = max(tolerance, small_config(name).defect)
     rotation = Rotation.random(random_state=seed).as_matrix()
-    o3 = ARCHITECTURES[name].symmetry is Symmetry.O3
+    o3 = small_config(name).symmetry is Symmetry.O3
     for matrix in (rotation, -rotation) if o3 else (rotation,):
         found = evaluate(name, turned(structure, matrix), dtype)
         expected = energy, forces @ matrix.T, matrix @ stress @ matrix.T
         assert_close(found, expected, tolerance)
+
+
+def test_a_declared_defect_is_one(name):
+    defect, model = small_config(name).defect, small_model(name)
+    rotation = Rotation.random(random_state=0).as_matrix()
+    forces = model.one(molecule())[1]
+    found = model.one(turned(molecule(), rotation))[1]
+    relative = np.abs(found - forces @ rotation.T).max() / np.abs(forces).max()
+    assert (relative > 1e-10) == (defect > 0)
 
 
 def test_reflections_matter_where_they_are_not_declared(name):
@@ -81,7 +91,7 @@ def test_reflections_matter_where_they_are_not_declared(name):
         small_model(name).energy(turned(molecule(), sign * np.eye(3))) for sign in (1, -1)
     )
     relative = abs(here - there) / abs(here)
-    assert (relative < 1e-10) == (ARCHITECTURES[name].symmetry is Symmetry.O3)
+    assert (relative < 1e-10) == (small_config(name).symmetry is Symmetry.O3)
 
 
 @PRECISIONS
@@ -148,7 +158,7 @@ def test_a_batch_is_its_structures(name, budget):
 def test_an_empty_batch_is_zero(name, budget):
     model = small_model(name)
     prediction = predict(model.graphdef, model.state, model.batch([], budget))
-    assert all(np.all(np.asarray(part) == 0) for part in prediction)
+    assert all(np.all(np.asarray(part) == 0) for part in jax.tree.leaves(prediction))
 
 
 def test_structures_and_equal_configs_share_one_compilation(name):
@@ -178,10 +188,12 @@ def test_float32_stays_float32_with_x64_on(name):
 
 @EVERY_STRUCTURE
 def test_forces_are_minus_the_gradient(name, structure):
+    """Exactly where the architecture declares it."""
     model = small_model(name)
     _, forces, _ = model.one(structure)
     rng = np.random.default_rng(0)
     scale = max(np.abs(forces).max(), 1e-3)
+    found, expected = [], []
     for _ in range(4):
         direction = rng.normal(size=forces.shape)
 
@@ -189,14 +201,24 @@ def test_forces_are_minus_the_gradient(name, structure):
             moved = structure.positions + t * direction
             return model.energy(dataclasses.replace(structure, positions=moved))
 
-        expected = -derivative(along, 1e-3)
-        np.testing.assert_allclose(np.sum(forces * direction), expected, atol=DIFFERENCE * scale)
-    np.testing.assert_allclose(forces.sum(axis=0), 0, atol=SAME * 10)
+        found.append(np.sum(forces * direction))
+        expected.append(-derivative(along, 1e-3))
+    close = np.allclose(found, expected, rtol=1e-7, atol=DIFFERENCE * scale)
+    no_net_force = np.abs(forces.sum(axis=0)).max() < SAME * 10
+    if small_config(name).conservative:
+        assert close, (found, expected)
+        assert no_net_force
+    elif structure.num_nodes > 1:
+        assert not close and not no_net_force
 
 
 @pytest.mark.parametrize("kind", ["triclinic", "self_images"])
 def test_stress_is_the_derivative_by_strain(name, kind):
     model, structure = small_model(name), STRUCTURES[kind]
+    if not model.config.conservative:
+        prediction = predict(model.graphdef, model.state, model.batch([structure]))
+        assert prediction.stress is None
+        return
     stress = model.one(structure)[2]
     volume = abs(np.linalg.det(structure.cell))
     found = np.zeros((3, 3))
@@ -278,7 +300,7 @@ def test_through_the_cutoff(name):
         abs(energies[1] - energies[0]) < 1e-9 * max(1, abs(interacting))
         and np.abs(forces[1] - forces[0]).max() < 1e-8
     )
-    assert smooth == ARCHITECTURES[name].smooth
+    assert smooth == small_config(name).smooth
 
 
 def test_far_fragments_add_up(name):
@@ -314,7 +336,7 @@ def test_config_and_weights_rebuild_the_model(name):
     config = small_config(name)
     written = to_dict(config)
     again = from_dict(ArchitectureConfig, written)
-    assert again == config and written["architecture"] == name
+    assert again == config and written["architecture"] == name.split()[0]
     rebuilt = SmallModel(again, seed=1)
     before = rebuilt.one(molecule())
     rebuilt.state = jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf)), small_model(name).state)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import e3nn_jax as e3nn
 import jax
@@ -22,14 +23,28 @@ from small_models import (
 )
 
 from equizoo.config import from_dict, to_dict
+from equizoo.graph import Graph, edge_vectors
 from equizoo.layers.activation import ActivationConstant
+from equizoo.layers.radial import Agnesi, Chebyshev, Gaussian, Soft
+from equizoo.layers.repulsion import ZBL
 from equizoo.neighbors import neighbor_list
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 from equizoo.tensor_products.clebsch_gordan_dense import ClebschGordanDense
-from equizoo.zoo.mace import SIZES, Interaction, MACEConfig
+from equizoo.zoo.mace import (
+    SIZES,
+    Attention,
+    Categorical,
+    Continuous,
+    EdgeFeatures,
+    EnvelopeOn,
+    GraphFeature,
+    Interaction,
+    LastReadout,
+    MACEConfig,
+)
 
 AGNOSTIC, RESIDUAL = Interaction.REAL_AGNOSTIC, Interaction.REAL_AGNOSTIC_RESIDUAL
 VARIANTS = {
@@ -52,12 +67,62 @@ VARIANTS = {
         "channels": 3,
     },
 }
+CHARGED = (
+    GraphFeature("charge", 3, Categorical(5, 2)),
+    GraphFeature("spin", 2, Continuous()),
+)
+# Beyond the independent evaluation below: tests/zoo/test_convert.py and tests/parity hold these to
+# the published implementation.
+FURTHER = {
+    "density": {
+        "interactions": (
+            Interaction.REAL_AGNOSTIC_DENSITY,
+            Interaction.REAL_AGNOSTIC_DENSITY_RESIDUAL,
+        ),
+        "distance_transform": Agnesi(),
+        "repulsion": ZBL(),
+        "heads": ("a", "b"),
+        "scale": (1.0, 2.0),
+        "zero_isolated": False,
+    },
+    "attention": {
+        "interactions": (Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL,) * 2,
+        "attention": Attention(3, (5,)),
+        "envelope_on": EnvelopeOn.WEIGHTS,
+        "radial_basis": Gaussian(),
+        "distance_transform": Soft(),
+        "correlation": 2,
+    },
+    "nonlinear": {
+        "interactions": (Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR,) * 2,
+        "envelope_on": EnvelopeOn.WEIGHTS,
+        "edge_features": (EdgeFeatures(4, 0), EdgeFeatures(3, 1)),
+        "last_readout": LastReadout.BIASED_MLP,
+        "density_widths": (4,),
+        "correlation": 2,
+        "joint_embedding": CHARGED,
+        "embedding_readout": True,
+        "zero_isolated": False,
+    },
+    "four_fold": {
+        "correlation": 4,
+        "l_max": 1,
+        "interactions": (AGNOSTIC,),
+        "radial_basis": Chebyshev(),
+        "distance_transform": Agnesi(),
+        "last_readout": LastReadout.LINEAR,
+        "heads": ("a", "b"),
+    },
+}
 ORACLE = 1e-11  # relative, float64, other order of the same sums
 
 
 @functools.cache
 def variant(name):
-    return SmallModel(small_config("mace", **VARIANTS[name]))
+    small = SmallModel(small_config("mace", **(VARIANTS | FURTHER)[name]))
+    if name in FURTHER:  # so that cutting tables out of them rounds nothing
+        small.state = jax.tree.map(lambda leaf: leaf.astype(np.float64), small.state)
+    return small
 
 
 # ---- an independent evaluation -------------------------------------------------------------------
@@ -204,7 +269,7 @@ def test_equals_an_independent_evaluation(name, kind):
 OTHERS = [name for name in VARIANTS if name != "default"]  # the default is under the laws for all
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [*OTHERS, *FURTHER])
 def test_variants_turn_with_o3_and_have_exact_forces(name):
     small, structure = variant(name), STRUCTURES["triclinic"]
     energy, forces, stress = small.one(structure)
@@ -229,6 +294,86 @@ def test_lone_atoms(name):
         else:
             np.testing.assert_allclose(energy, oracle(small, lone(number))[0], rtol=ORACLE)
             assert abs(energy - small.config.shift) > 1e-4
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_configs_of_variants_are_plain_json(name):
+    config = variant(name).config
+    assert from_dict(MACEConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "envelope_on", "smooth"),
+    [
+        (RESIDUAL, EnvelopeOn.BASIS, True),
+        (Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL, EnvelopeOn.BASIS, False),
+        (Interaction.REAL_AGNOSTIC_ATTENTION_RESIDUAL, EnvelopeOn.WEIGHTS, True),
+        (Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR, EnvelopeOn.BASIS, False),
+        (Interaction.REAL_AGNOSTIC_RESIDUAL_NONLINEAR, EnvelopeOn.WEIGHTS, True),
+    ],
+)
+def test_smooth_where_it_says_so(kind, envelope_on, smooth):
+    """A radial network that sees the atoms does not vanish where its basis does."""
+    config = small_config(
+        "mace", interactions=(kind,), envelope_on=envelope_on, l_max=1, correlation=1,
+        attention=Attention(3, (5,)), density_widths=(4,),
+    )  # fmt: skip
+    assert config.smooth is smooth
+    small = SmallModel(config)
+
+    def pair(distance):
+        positions = np.array([[0.0, 0, 0], [distance, 0, 0]])
+        return small.energy(Structure(np.array([8, 1]), positions, np.zeros((3, 3))))
+
+    jump = abs(pair(config.cutoff - 1e-7) - pair(config.cutoff + 1e-7))
+    assert (jump < 1e-9) is smooth
+
+
+@pytest.mark.parametrize("name", ["density", "four_fold"])
+def test_heads_differ_and_can_be_cut_out(name):
+    small, structure = variant(name), STRUCTURES["molecule"]
+    graph = small.batch([structure])
+    found = []
+    for index, head in enumerate(small.config.heads):
+        of_head = graph._replace(head=np.full(graph.num_graphs, index, np.int32))
+        mine = np.asarray(small.model.node_energies(vectors_of(of_head, small), of_head))
+        single = small.model.with_head(head)
+        assert single.config.heads == (head,)
+        other = np.asarray(single.node_energies(vectors_of(graph, small), graph))
+        np.testing.assert_allclose(other[:6], mine[:6], rtol=1e-12, atol=1e-14)
+        found.append(mine[:6].sum())
+    assert abs(found[0] - found[1]) > 1e-3
+    with pytest.raises(ValueError, match="head is 'c', expected one of a, b"):
+        small.model.with_head("c")
+
+
+def vectors_of(graph: Graph, small):
+    return edge_vectors(jax.tree.map(jnp.asarray, graph), small.config.cutoff)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_fewer_elements_change_nothing_for_those_kept(name):
+    small = variant(name)
+    numbers = np.array([8, 1, 8, 1, 1, 8])
+    structure = dataclasses.replace(STRUCTURES["molecule"], atomic_numbers=numbers)
+    smaller = small.model.with_elements((8, 1))
+    assert smaller.config.atomic_numbers == (1, 8)
+    again = SmallModel(smaller.config)
+    again.state = nnx.state(smaller)
+    assert_close(again.one(structure), small.one(structure), 1e-12)
+    with pytest.raises(ValueError, match=r"asks for \[26\], which the model does not have"):
+        small.model.with_elements((1, 26))
+
+
+def test_charge_and_spin_matter_where_they_are_embedded():
+    small, structure = variant("nonlinear"), STRUCTURES["molecule"]
+    energies = [
+        small.energy(dataclasses.replace(structure, charge=charge, spin=spin))
+        for charge, spin in ((0.0, 1.0), (1.0, 1.0), (0.0, 3.0))
+    ]
+    assert len(set(np.round(energies, 8))) == 3
+    with pytest.raises(ValueError, match="charge 3; the model knows whole numbers from -2 to 2"):
+        small.config.require(dataclasses.replace(structure, charge=3.0))
 
 
 # ---- every tensor product ------------------------------------------------------------------------
@@ -326,7 +471,13 @@ def test_parameters_of_each_part():
         ({"hidden_l_max": 3}, r"hidden_l_max \(3\) must lie between 0 and l_max \(2\)"),
         ({"hidden_l_max": -1}, r"hidden_l_max \(-1\) must lie between"),
         ({"shift": 0.5}, "set shift=0, or zero_isolated=False"),
-        ({"correlation": 4}, "order is 4"),
+        ({"correlation": 5}, "order is 5"),
+        ({"heads": ()}, "heads is .*, expected one or more different names"),
+        ({"heads": ("a", "b"), "scale": (1.0,)}, "scale has 1 values for 2 heads"),
+        ({"edge_features": (EdgeFeatures(2, 0),)}, "edge_features has 1 entries for 2 layers"),
+        ({"embedding_readout": True}, "needs a joint_embedding to read"),
+        ({"joint_embedding": CHARGED}, "set zero_isolated=False"),
+        ({"repulsion": ZBL(radii=(1.0,))}, "1 radii for 3 elements"),
     ],
     ids=str,
 )

@@ -1,0 +1,1 @@
+"""Tables from foreign checkpoints: what they call a parameter, and what it is here."""

@@ -1,0 +1,395 @@
+"""Equiformer: attention over neighbours with messages of irreps.
+
+Reference: Liao and Smidt 2022, https://arxiv.org/abs/2206.11990, and its published implementation.
+"""
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple
+
+import e3nn_jax as e3nn
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from equizoo.graph import (
+    Graph,
+    gather_receivers,
+    gather_senders,
+    softmax_receivers,
+    sum_receivers,
+)
+from equizoo.layers.activation import ActivationConstant, normalized_silu
+from equizoo.layers.depthwise import Depthwise, depthwise
+from equizoo.layers.distance_basis import LearnedBessel, LearnedGaussians, exp_normal_basis
+from equizoo.layers.features import (
+    SCALAR,
+    Features,
+    FeaturesLinear,
+    add,
+    channels_of,
+    gate,
+    irreps_of,
+    with_gates,
+)
+from equizoo.layers.gating import normalized_smooth_leaky_relu
+from equizoo.layers.harmonics import safe_norm, spherical_harmonics
+from equizoo.layers.isolated import lone_atoms
+from equizoo.layers.linear import normal_param
+from equizoo.layers.norm import FeaturesNorm
+from equizoo.layers.radial import polynomial_envelope
+from equizoo.layers.radial_network import RadialNetwork, uniform_param
+from equizoo.layers.stochastic import dropout, keep_path, split_keys
+from equizoo.tensor_products._base import TensorProduct
+from equizoo.tensor_products.clebsch_gordan import ClebschGordan
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Symmetry
+
+
+class Message(enum.StrEnum):
+    """How messages are made of products with harmonics.
+
+    ``linear``: one product, then a linear map. ``nonlinear``: a product, a linear map and a gate,
+    then a second product and a linear map.
+    """
+
+    LINEAR = "linear"
+    NONLINEAR = "nonlinear"
+
+
+class RadialBasis(enum.StrEnum):
+    """Functions of distance: fixed ``exp_normal`` (MD17), learned ``gaussian`` (QM9, OC20) and
+    ``bessel``."""
+
+    EXP_NORMAL = "exp_normal"
+    GAUSSIAN = "gaussian"
+    BESSEL = "bessel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EquiformerConfig(ArchitectureConfig):
+    """Options of Equiformer; the defaults are the paper's for MD17 at degree 2, but for the
+    envelope.
+
+    ``irreps`` with even parity alone (0e+1e+2e) tell a molecule from its mirror image: energies are
+    invariant under SO(3). With both parities, the harmonics have their natural one and energies
+    are invariant under O(3).
+    """
+
+    irreps: str = "128x0e+64x1e+32x2e"  # of the nodes
+    head_irreps: str = "32x0e+16x1e+8x2e"  # of the values of each attention head
+    ffn_irreps: str = "384x0e+192x1e+96x2e"  # inside feed-forward networks
+    output_channels: int = 512  # scalars after the last layer
+    num_layers: int = 6
+    num_heads: int = 4
+    message: Message = Message.NONLINEAR
+    radial_basis: RadialBasis = RadialBasis.EXP_NORMAL
+    num_basis: int = 32
+    radial_widths: tuple[int, ...] = (64, 64)
+    envelope_p: int | None = 5  # makes energies smooth at the cutoff; None: as published
+    alpha_dropout: float = 0.0  # of attention weights, while training
+    drop_path: float = 0.0  # of a layer's update for a whole graph, while training
+    avg_num_nodes: float = 18.03065905448718  # atoms per structure: QM9's, which MD17 shares
+    scale: float = 1.0  # [eV] of the network's output
+    shift: float = 0.0  # [eV] per atom
+    zero_isolated: bool = True  # subtract what an isolated atom of the species would get
+    activation: ActivationConstant = ActivationConstant.EXACT
+    tensor_product: TensorProduct = ClebschGordan()  # over edges
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in ("head_irreps", "ffn_irreps"):
+            if set(channels_of(getattr(self, field))) != set(channels_of(self.irreps)):
+                raise ValueError(
+                    f"{field} is '{getattr(self, field)}', expected the irreps of "
+                    f"'{self.irreps}' with channels of its own."
+                )
+        for field in ("alpha_dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected a rate in [0, 1).")
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers is {self.num_layers}, expected at least 1.")
+        if self.zero_isolated and self.shift != 0:
+            raise ValueError(
+                f"shift is {self.shift} eV with zero_isolated=True, which makes isolated atoms "
+                "their reference energy; set shift=0, or zero_isolated=False."
+            )
+
+    @property
+    def symmetry(self) -> Symmetry:
+        parities = {ir.p for _, ir in e3nn.Irreps(self.irreps)}
+        return Symmetry.O3 if -1 in parities else Symmetry.SO3
+
+    @property
+    def smooth(self) -> bool:
+        return self.envelope_p is not None
+
+    @property
+    def harmonics(self) -> str:
+        """Of edges: all degrees up to the highest of ``irreps``."""
+        sign = -1 if self.symmetry is Symmetry.O3 else 1
+        degrees = range(e3nn.Irreps(self.irreps).lmax + 1)
+        return str(e3nn.Irreps([(1, (degree, sign**degree)) for degree in degrees]))
+
+    def build(self, *, rngs: nnx.Rngs) -> "Equiformer":
+        return Equiformer(self, rngs=rngs)
+
+
+_DEGREE_3 = {
+    "irreps": "128x0e+64x1e+64x2e+32x3e",
+    "head_irreps": "32x0e+16x1e+16x2e+8x3e",
+    "ffn_irreps": "384x0e+192x1e+192x2e+96x3e",
+}
+_BOTH_PARITIES = {
+    "irreps": "128x0e+32x0o+32x1e+32x1o+16x2e+16x2o",
+    "head_irreps": "32x0e+8x0o+8x1e+8x1o+4x2e+4x2o",
+    "ffn_irreps": "384x0e+96x0o+96x1e+96x1o+48x2e+48x2o",
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "md17_l2": {"envelope_p": None},
+    "md17_l3": {"envelope_p": None} | _DEGREE_3,
+    "md17_l2_e3": {"envelope_p": None, "radial_basis": RadialBasis.GAUSSIAN, "num_basis": 128}
+    | _BOTH_PARITIES,
+    "l2": {},
+    "l3": _DEGREE_3,
+}
+
+
+class Edges(NamedTuple):
+    """What all layers share: products prepared, radial basis, envelope."""
+
+    prepared: dict[Depthwise, dict[str, Any]]
+    basis: Float[Array, "edges num_basis"]
+    envelope: Float[Array, " edges"] | None
+
+
+class Equiformer(Architecture):
+    """Layers of attention over neighbours and feed-forward networks, then an energy per atom."""
+
+    config: EquiformerConfig
+
+    def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        scalars = channels_of(config.irreps)[SCALAR]
+        outputs = f"{config.output_channels}x{SCALAR}"
+        self.embedding = normal_param(rngs, (len(config.atomic_numbers), scalars))
+        self.embedding_bias = nnx.Param(jnp.zeros(scalars, jnp.float32))
+        self.basis = _learned_basis(config, rngs)
+        self.edge_degree = EdgeDegree(config, rngs=rngs)
+        last = config.num_layers - 1
+        self.layers = nnx.List(
+            [
+                EquiformerLayer(config, outputs if i == last else config.irreps, rngs=rngs)
+                for i in range(config.num_layers)
+            ]
+        )
+        self.norm = FeaturesNorm(outputs, rngs=rngs)
+        self.head_1 = FeaturesLinear(outputs, outputs, rngs=rngs)
+        self.head_2 = FeaturesLinear(outputs, f"1x{SCALAR}", rngs=rngs)
+
+    def node_energies(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> Float[Array, " nodes"]:
+        config = self.config
+        energies = config.scale * self._output(vectors, graph, self.key) + config.shift
+        if config.zero_isolated:
+            lone = lone_atoms(len(config.atomic_numbers))
+            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], vectors.dtype), (lone.num_edges, 1))
+            isolated = config.scale * self._output(away, lone, None) + config.shift
+            energies = energies - isolated[graph.species]
+        return energies
+
+    def _output(
+        self, vectors: Float[Array, "edges 3"], graph: Graph, key: Array | None
+    ) -> Float[Array, " nodes"]:
+        config, dtype = self.config, vectors.dtype
+        edges = self._edges(vectors)
+        embedding = self.embedding[...].astype(dtype) + self.embedding_bias[...].astype(dtype)[None]
+        x = self.edge_degree(edges, graph)
+        x[SCALAR] = x[SCALAR] + embedding[graph.species][:, None]
+        for layer, layer_key in zip(self.layers, split_keys(key, config.num_layers), strict=True):
+            x = layer(x, edges, graph, layer_key)
+        hidden = self.head_1(self.norm(x))
+        hidden[SCALAR] = normalized_silu(config.activation)(hidden[SCALAR])
+        return self.head_2(hidden)[SCALAR][:, 0, 0] / float(np.sqrt(config.avg_num_nodes))
+
+    def _edges(self, vectors: Float[Array, "edges 3"]) -> Edges:
+        config = self.config
+        lengths = safe_norm(vectors)
+        # published models take harmonics of the vector from receiver to sender
+        harmonics = spherical_harmonics(e3nn.Irreps(config.harmonics), -vectors)
+        if self.basis is None:
+            basis = exp_normal_basis(lengths, config.cutoff, config.num_basis)
+        else:
+            basis = self.basis(lengths)
+        return Edges(
+            prepared={product: product.prepare(harmonics) for product in set(_products(config))},
+            basis=basis,
+            envelope=None
+            if config.envelope_p is None
+            else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
+        )
+
+
+def _learned_basis(
+    config: EquiformerConfig, rngs: nnx.Rngs
+) -> LearnedGaussians | LearnedBessel | None:
+    match config.radial_basis:
+        case RadialBasis.GAUSSIAN:
+            return LearnedGaussians(config.cutoff, config.num_basis, rngs=rngs)
+        case RadialBasis.BESSEL:
+            return LearnedBessel(config.cutoff, config.num_basis, rngs=rngs)
+    return None
+
+
+def _products(config: EquiformerConfig) -> tuple[Depthwise, Depthwise]:
+    """Of messages, into the irreps of nodes and into those of attention heads."""
+    return (
+        depthwise(config.tensor_product, config.irreps, config.harmonics, config.irreps),
+        depthwise(config.tensor_product, config.irreps, config.harmonics, config.head_irreps),
+    )
+
+
+def _heads(config: EquiformerConfig) -> str:
+    """The values of all heads side by side, head by head."""
+    channels = channels_of(config.head_irreps)
+    return irreps_of({ir: config.num_heads * mul for ir, mul in channels.items()})
+
+
+class EdgeDegree(nnx.Module):
+    """Constants times harmonics, with radial weights, summed over neighbours."""
+
+    def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        product = _products(config)[0]
+        scalars = channels_of(config.irreps)[SCALAR]
+        self.constants = normal_param(rngs, (scalars,))
+        self.bias = nnx.Param(jnp.zeros(scalars, jnp.float32))
+        self.radial = _radial(config, product, rngs)
+        self.linear = FeaturesLinear(product.irreps_out, config.irreps, rngs=rngs)
+
+    def __call__(self, edges: Edges, graph: Graph) -> Features:
+        product, dtype = _products(self.config)[0], edges.basis.dtype
+        constants = self.constants[...].astype(dtype) + self.bias[...].astype(dtype)
+        x = {
+            ir: jnp.zeros((graph.num_edges, e3nn.Irrep(ir).dim, mul), dtype)
+            for ir, mul in channels_of(self.config.irreps).items()
+        }
+        x[SCALAR] = x[SCALAR] + constants[None, None]
+        x = self.linear(product(x, edges.prepared[product], self.radial(edges.basis)))
+        if edges.envelope is not None:
+            x = {ir: array * edges.envelope[:, None, None] for ir, array in x.items()}
+        norm = float(np.sqrt(self.config.avg_num_neighbors))
+        return {ir: sum_receivers(array, graph) / norm for ir, array in x.items()}
+
+
+class EquiformerLayer(nnx.Module):
+    """Attention and a feed-forward network, each of normalised features and added to them."""
+
+    def __init__(self, config: EquiformerConfig, irreps_out: str, *, rngs: nnx.Rngs):
+        self.config = config
+        self.norm_1 = FeaturesNorm(config.irreps, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm_2 = FeaturesNorm(config.irreps, rngs=rngs)
+        self.ffn_1 = FeaturesLinear(config.irreps, with_gates(config.ffn_irreps), rngs=rngs)
+        self.ffn_2 = FeaturesLinear(config.ffn_irreps, irreps_out, rngs=rngs)
+        same = irreps_out == config.irreps
+        self.shortcut = None if same else FeaturesLinear(config.irreps, irreps_out, rngs=rngs)
+
+    def __call__(self, x: Features, edges: Edges, graph: Graph, key: Array | None) -> Features:
+        for_attention, for_first, for_second = split_keys(key, 3)
+        update = self.attention(self.norm_1(x), edges, graph, for_attention)
+        x = add(x, self._kept(update, graph, for_first))
+        hidden = self.ffn_1(self.norm_2(x))
+        update = self.ffn_2(gate(hidden, self.config.ffn_irreps, self.config.activation))
+        x = x if self.shortcut is None else self.shortcut(x)
+        return add(x, self._kept(update, graph, for_second))
+
+    def _kept(self, x: Features, graph: Graph, key: Array | None) -> Features:
+        factor = keep_path(graph, self.config.drop_path, key, x[SCALAR].dtype)
+        return {ir: array * factor[:, None, None] for ir, array in x.items()}
+
+
+class Attention(nnx.Module):
+    r"""Values of messages, weighted by a softmax of their scalars and summed over neighbours.
+
+    .. math:: x_i' = W \sum_j a_{ij} v_{ij}, \quad
+        a_{ij} = \mathrm{softmax}_j \left( a^T \sigma(s_{ij}) \right), \quad
+        (s_{ij}, v_{ij}) = \mathrm{message}(W_s x_j + W_t x_i, Y(d_{ij}))
+
+    for each head; see :class:`Message`.
+    """
+
+    def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        irreps, heads, num_heads = config.irreps, _heads(config), config.num_heads
+        into_nodes, into_heads = _products(config)
+        alphas = channels_of(config.head_irreps)[SCALAR]
+        self.from_sender = FeaturesLinear(irreps, irreps, rngs=rngs)
+        self.from_receiver = FeaturesLinear(irreps, irreps, use_bias=False, rngs=rngs)
+        if config.message == Message.NONLINEAR:
+            self.radial = _radial(config, into_nodes, rngs)
+            scalars = f"{num_heads * alphas}x{SCALAR}"
+            self.to_alpha = FeaturesLinear(into_nodes.irreps_out, scalars, rngs=rngs)
+            self.to_gate = FeaturesLinear(into_nodes.irreps_out, with_gates(irreps), rngs=rngs)
+            self.weights = normal_param(rngs, (into_heads.num_weights,))
+            self.to_value = FeaturesLinear(into_heads.irreps_out, heads, rngs=rngs)
+        else:
+            self.radial = _radial(config, into_heads, rngs)
+            channels = channels_of(heads)
+            both = irreps_of(channels | {SCALAR: channels[SCALAR] + num_heads * alphas})
+            self.to_both = FeaturesLinear(into_heads.irreps_out, both, rngs=rngs)
+        self.dot = uniform_param(rngs, (num_heads, alphas), (6 / (num_heads + alphas)) ** 0.5)
+        self.linear = FeaturesLinear(heads, irreps, rngs=rngs)
+
+    def __call__(self, x: Features, edges: Edges, graph: Graph, key: Array | None) -> Features:
+        config = self.config
+        senders, receivers = self.from_sender(x), self.from_receiver(x)
+        message = {
+            ir: gather_senders(senders[ir], graph) + gather_receivers(receivers[ir], graph)
+            for ir in senders
+        }
+        if config.message == Message.NONLINEAR:
+            scalars, values = self._nonlinear(message, edges)
+        else:
+            scalars, values = self._linear(message, edges)
+        scalars = normalized_smooth_leaky_relu(scalars, config.activation)
+        logits = jnp.einsum("ehk,hk->eh", scalars, self.dot[...].astype(scalars.dtype))
+        alpha = softmax_receivers(logits, graph, edges.envelope)
+        alpha = dropout(alpha, config.alpha_dropout, key)
+        summed = {}
+        for ir, value in values.items():
+            by_head = value.reshape(*value.shape[:2], config.num_heads, -1)
+            weighted = by_head * alpha[:, None, :, None]
+            summed[ir] = sum_receivers(weighted.reshape(value.shape), graph)
+        return self.linear(summed)
+
+    def _nonlinear(
+        self, message: Features, edges: Edges
+    ) -> tuple[Float[Array, "edges heads alphas"], Features]:
+        config = self.config
+        into_nodes, into_heads = _products(config)
+        message = into_nodes(message, edges.prepared[into_nodes], self.radial(edges.basis))
+        scalars = self.to_alpha(message)[SCALAR].reshape(len(edges.basis), config.num_heads, -1)
+        values = gate(self.to_gate(message), config.irreps, config.activation)
+        weights = self.weights[...].astype(edges.basis.dtype)[None]
+        values = into_heads(values, edges.prepared[into_heads], weights)
+        return scalars, self.to_value(values)
+
+    def _linear(
+        self, message: Features, edges: Edges
+    ) -> tuple[Float[Array, "edges heads alphas"], Features]:
+        config = self.config
+        product = _products(config)[1]
+        message = product(message, edges.prepared[product], self.radial(edges.basis))
+        values = self.to_both(message)
+        # of every head first the scalars of its weight, then those of its value
+        scalars = values[SCALAR].reshape(len(edges.basis), config.num_heads, -1)
+        alphas = channels_of(config.head_irreps)[SCALAR]
+        values[SCALAR] = scalars[:, :, alphas:].reshape(len(edges.basis), 1, -1)
+        return scalars[:, :, :alphas], values
+
+
+def _radial(config: EquiformerConfig, product: Depthwise, rngs: nnx.Rngs) -> RadialNetwork:
+    widths = (config.num_basis, *config.radial_widths, product.num_weights)
+    return RadialNetwork(widths, offset_bound=widths[-2] ** -0.5, rngs=rngs)

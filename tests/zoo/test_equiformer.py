@@ -1,0 +1,159 @@
+"""Equiformer against a restatement in the original's layout, and against published sizes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from equiformer_oracle import Oracle, original_state
+from flax import nnx
+from small_models import (
+    ELEMENTS,
+    STRUCTURES,
+    SmallModel,
+    assert_close,
+    molecule,
+    small_config,
+    turned,
+)
+
+from equizoo.neighbors import neighbor_list
+from equizoo.tensor_products.gaunt_grid import GauntGrid
+from equizoo.tensor_products.so2 import SO2
+from equizoo.zoo._base import Symmetry, energy_forces_stress
+from equizoo.zoo.equiformer import SIZES, EquiformerConfig, Message, RadialBasis
+
+BOTH_PARITIES = {
+    "irreps": "4x0e+2x0o+3x1o+2x1e+2x2e",
+    "head_irreps": "2x0e+1x0o+2x1o+1x1e+1x2e",
+    "ffn_irreps": "5x0e+3x0o+2x1o+3x1e+2x2e",
+}
+VARIANTS = {
+    "default": {},
+    "published": {"envelope_p": None, "zero_isolated": False, "shift": 0.3, "scale": 0.7},
+    "linear": {"message": Message.LINEAR, "radial_basis": RadialBasis.BESSEL},
+    "both_parities": BOTH_PARITIES
+    | {"radial_basis": RadialBasis.GAUSSIAN, "envelope_p": None, "zero_isolated": False},
+    "degree_3": {
+        "irreps": "4x0e+2x1e+2x2e+1x3e",
+        "head_irreps": "2x0e+1x1e+1x2e+1x3e",
+        "ffn_irreps": "3x0e+2x1e+1x2e+2x3e",
+    },
+}
+ORACLE = 1e-9  # relative, float64, other order of the same sums
+
+
+@functools.cache
+def variant(name):
+    """A model whose biases and scales, drawn as zeros and ones, are random too."""
+    model = SmallModel(small_config("equiformer", radial_widths=(6, 5), **VARIANTS[name]))
+    rng = np.random.default_rng(0)
+    model.state = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), model.state
+    )
+    return model
+
+
+@pytest.mark.parametrize("kind", ["molecule", "triclinic"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_against_the_original_layout(name, kind):
+    model, structure = variant(name), STRUCTURES[kind]
+    config = model.config
+    oracle = Oracle(config, original_state(config, model.model))
+    species = np.array([ELEMENTS.index(z) for z in structure.atomic_numbers])
+    near = neighbor_list(structure.positions, structure.cell, structure.pbc, config.cutoff)
+    shifts = near.shifts @ structure.cell
+
+    @jax.jit
+    @jax.value_and_grad
+    def energy(positions):
+        return oracle.energy(positions, shifts, species, near.senders, near.receivers)
+
+    with jax.numpy_rank_promotion("allow"):  # the oracle broadcasts as numpy does
+        expected, gradient = energy(jnp.asarray(structure.positions))
+        if config.zero_isolated:
+            # an image of itself at the cutoff, where the envelope is zero
+            itself, away = np.zeros(1, int), np.array([[config.cutoff, 0, 0]])
+            for s in species:
+                lone = oracle.energy(jnp.zeros((1, 3)), away, np.array([s]), itself, itself)
+                expected = expected - lone
+    found = model.one(structure)
+    assert abs(expected) > 1e-3
+    assert_close(found[:2], (expected, -gradient), ORACLE)
+
+
+def count(size):
+    """With a row of the embedding for each of 64 elements, as published."""
+    numbers = tuple(range(1, 65))
+    config = EquiformerConfig(
+        atomic_numbers=numbers, cutoff=5.0, avg_num_neighbors=15.58, **SIZES[size]
+    )
+    state = nnx.state(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("md17_l2", 3_496_001), ("md17_l3", 5_500_865)])
+def test_published_sizes(size, parameters):
+    """3.50 M and 5.50 M in table 2 of the paper."""
+    assert count(size) == parameters
+
+
+def test_symmetry_follows_the_parities():
+    assert small_config("equiformer").symmetry is Symmetry.SO3
+    model = variant("both_parities")
+    assert model.config.symmetry is Symmetry.O3
+    energy, forces, _ = model.one(molecule())
+    mirrored = model.one(turned(molecule(), -np.eye(3)))
+    assert_close(mirrored[:2], (energy, -forces), 1e-10)
+
+
+@pytest.mark.parametrize("product", [SO2(), GauntGrid()], ids=["so2", "gaunt_grid"])
+def test_other_products(product):
+    """On natural parities: SO2 is the same map, Gaunt another that is invariant as well."""
+    fields = {"irreps": "4x0e+3x1o+2x2e", "head_irreps": "2x0e+2x1o+1x2e"}
+    fields |= {"ffn_irreps": "4x0e+2x1o+1x2e"}
+    reference = SmallModel(small_config("equiformer", num_layers=1, **fields))
+    model = SmallModel(small_config("equiformer", num_layers=1, tensor_product=product, **fields))
+    energy, forces, _ = model.one(molecule())
+    if isinstance(product, SO2):
+        assert_close((energy, forces), reference.one(molecule())[:2], 1e-10)
+    else:
+        mirrored = model.one(turned(molecule(), -np.eye(3)))
+        assert_close(mirrored[:2], (energy, -forces), 1e-10)
+
+
+def test_what_is_dropped_while_training():
+    """A key makes the result random with the same weights; without one it is a function."""
+    model = SmallModel(small_config("equiformer", alpha_dropout=0.3, drop_path=0.3))
+    graph = jax.tree.map(jnp.asarray, model.batch([molecule(1), molecule(2, 4)]))
+
+    def energies(key):
+        instance = nnx.merge(model.graphdef, model.state)
+        instance.key = key
+        return np.asarray(energy_forces_stress(instance, graph).energy)
+
+    plain = energies(None)
+    np.testing.assert_array_equal(plain, energies(None))
+    first, again, second = (energies(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - plain)[:2] > 1e-9).all() and (np.abs(first - second)[:2] > 1e-9).all()
+    assert first[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"irreps": "4x1e"}, "0e among them"),
+        ({"irreps": "4x0e+2x1e+1x1e"}, "each irrep once"),
+        ({"irreps": "four"}, "is not like"),
+        ({"ffn_irreps": "4x0e+2x3e"}, "expected the irreps of"),
+        ({"drop_path": 1.0}, "expected a rate"),
+        ({"num_layers": 0}, "at least 1"),
+        ({"shift": 1.0}, "zero_isolated"),
+    ],
+    ids=str,
+)
+def test_impossible_options(fields, message):
+    with pytest.raises(ValueError, match=message):
+        small_config("equiformer", **fields)
