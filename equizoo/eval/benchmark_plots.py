@@ -159,7 +159,7 @@ def _sweep_figure(rows: list[Row], path: Path) -> Path:
         for panel, ax in zip(panels, axes, strict=False):
             for variant in _variants(rows):
                 mine = [row for row in rows if row.variant == variant]
-                _line(ax, [(row.l_max, panel.ours(row)) for row in mine], **_look(variant))
+                _line(ax, [(row.l_max, panel.ours(row)) for row in mine], **look_of(variant))
             for method in dict.fromkeys(point.method for point in points):
                 theirs = [point for point in points if point.method == method]
                 values = [(point.l_max, panel.theirs(point)) for point in theirs]
@@ -168,7 +168,7 @@ def _sweep_figure(rows: list[Row], path: Path) -> Path:
         rest = axes[len(panels) :]
         for ax in rest:
             ax.set_axis_off()
-        entries = [(variant, _look(variant)) for variant in _variants(rows)]
+        entries = [(variant, look_of(variant)) for variant in _variants(rows)]
         groups = [("equizoo", entries)]
         if points:
             named = {point.method: _hollow(point.variant) for point in points}
@@ -206,7 +206,7 @@ def _side_by_side_figure(rows: list[Row], path: Path) -> Path:
         rest = [row for row in rows if row.library == "equizoo" and row.map != "clebsch_gordan"]
         groups = [
             ("other libraries", [(name, _other_look(others.index(name))) for name in others]),
-            ("clebsch_gordan and its equals", [(v, _look(v)) for v in _variants(same)]),
+            ("clebsch_gordan and its equals", [(v, look_of(v)) for v in _variants(same)]),
             ("other maps", [(v, _dotted(v)) for v in _variants(rest)]),
         ]
         _legends(figure, [group for group in groups if group[1]], loc="outside right upper")
@@ -254,7 +254,8 @@ def _variants(rows: Iterable[Row]) -> list[str]:
     return sorted({row.variant for row in rows})
 
 
-def _look(variant: str) -> dict[str, Any]:
+def look_of(variant: str) -> dict[str, Any]:
+    """Colour and marker of a product, the same in all figures, as options of matplotlib."""
     known = list(TENSOR_PRODUCTS)
     place = known.index(variant) if variant in known else len(known)
     return {
@@ -266,7 +267,7 @@ def _look(variant: str) -> dict[str, Any]:
 
 
 def _hollow(variant: str) -> dict[str, Any]:
-    return _look(variant) | {
+    return look_of(variant) | {
         "markerfacecolor": "white",
         "linestyle": (0, (4, 2)),
         "linewidth": 1.0,
@@ -274,7 +275,7 @@ def _hollow(variant: str) -> dict[str, Any]:
 
 
 def _dotted(variant: str) -> dict[str, Any]:
-    return _look(variant) | {"linestyle": ":", "markersize": 3, "linewidth": 1.0, "alpha": 0.8}
+    return look_of(variant) | {"linestyle": ":", "markersize": 3, "linewidth": 1.0, "alpha": 0.8}
 
 
 def _other(row: Row) -> str:
@@ -296,7 +297,7 @@ def _other_look(place: int) -> dict[str, Any]:
 def _side_look(row: Row, others: Sequence[str]) -> dict[str, Any]:
     if row.library != "equizoo":
         return _other_look(list(others).index(_other(row)))
-    return _look(row.variant) if row.map == "clebsch_gordan" else _dotted(row.variant)
+    return look_of(row.variant) if row.map == "clebsch_gordan" else _dotted(row.variant)
 
 
 def _sizes(rows: Sequence[Row]) -> str:

@@ -12,6 +12,9 @@ from equizoo.graph import Graph, gather_senders, sum_receivers
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products._base import BoundProduct, TensorProduct, coupling
 
+# Matrices with no more elements are not worth a library's call each (twice as fast up to l_max 1).
+_SUMMED = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class LowRankWeights(TensorProduct):
@@ -141,6 +144,11 @@ class BoundLowRank(BoundProduct):
         if isinstance(prepared, Separate):
             written_out = self._written_out(weights, prepared.mixing)
             return self._summed(self._whole.couple(x, prepared.prepared, written_out))
+        if weights.shape[2] == 1:  # on the matrices, which are smaller than their products with x
+            matrices = jnp.sum(weights[:, :, None] * prepared, axis=1)
+            if matrices.shape[1] * matrices.shape[2] <= _SUMMED:
+                return jnp.sum(matrices[..., None] * x[:, None], axis=2)
+            return jnp.matmul(matrices, x, precision="highest")
         batch, rank, rows, columns = prepared.shape
         stacked = prepared.reshape(batch, rank * rows, columns)
         products = jnp.matmul(stacked, x, precision="highest").reshape(batch, rank, rows, -1)

@@ -332,10 +332,10 @@ def test_smooth_where_it_says_so(kind, envelope_on, smooth):
 @pytest.mark.parametrize("name", ["density", "four_fold"])
 def test_heads_differ_and_can_be_cut_out(name):
     small, structure = variant(name), STRUCTURES["molecule"]
-    graph = small.batch([structure])
+    graph = jax.tree.map(jnp.asarray, small.batch([structure]))
     found = []
     for index, head in enumerate(small.config.heads):
-        of_head = graph._replace(head=np.full(graph.num_graphs, index, np.int32))
+        of_head = graph._replace(head=jnp.full(graph.num_graphs, index, np.int32))
         mine = np.asarray(small.model.node_energies(vectors_of(of_head, small), of_head))
         single = small.model.with_head(head)
         assert single.config.heads == (head,)
