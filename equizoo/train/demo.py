@@ -15,7 +15,7 @@ from equizoo.data.datasets import load_dataset
 from equizoo.data.reference_energies import RefitFromModel
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential, load
-from equizoo.registry import MODELS, list_models
+from equizoo.registry import MODELS, list_models, shown_elements
 from equizoo.train.finetune import finetune, finetune_training
 from equizoo.train.recipe import DataConfig
 
@@ -39,9 +39,10 @@ def run(folder: Path, epochs: int) -> dict[str, Any]:
 
     console.rule("1. The zoo")
     for entry in list_models():
+        size = "" if entry.parameters is None else f"{entry.parameters:,} parameters, "
         console.print(
-            f"{entry.name}: {entry.architecture}, {' '.join(entry.elements)}, "
-            f"{entry.parameters:,} parameters, {entry.level_of_theory}, {entry.source}"
+            f"{entry.name}: {entry.architecture}, {shown_elements(entry.elements)}, {size}"
+            f"{entry.level_of_theory}, {entry.source}"
         )
 
     console.rule(f"2. Load {MODEL} by name")

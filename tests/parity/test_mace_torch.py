@@ -25,6 +25,7 @@ from equizoo.cli import main
 from equizoo.eval import convert_mace_torch as to
 from equizoo.eval.checkpoints import ensure_converted
 from equizoo.eval.potential import load
+from equizoo.hub import sha256_of
 from equizoo.registry import MODELS, Checkpoint
 from equizoo.structure import Structure
 from equizoo.zoo._convert.mace_torch import INTERACTIONS, read_dump
@@ -222,7 +223,7 @@ def test_released_checkpoint(tmp_path, monkeypatch):
     """By name: from a folder of files, checked, converted once, its terms agreed to."""
     (mirror := tmp_path / "mirror").mkdir()
     _, file = saved_model(mirror, heads=("x", "y"))
-    digest = to.sha256_of(file)
+    digest = sha256_of(file)
     entry = MODELS["mace-mp-0-small"]
     entry = dataclasses.replace(
         entry,
