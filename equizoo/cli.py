@@ -446,10 +446,80 @@ def convert_equiformer_v2(
     _show_converted(folder, json)
 
 
+def convert_tdn(
+    source: tyro.conf.Positional[Path],
+    out: Path,
+    factors: Path | None = None,
+    cutoff: float = 4.5,
+    avg_num_nodes: float = 36.6,
+    avg_num_neighbors: float = 18.6,
+    energies: Literal["per_atom", "total"] = "per_atom",
+    forces: Literal["direct", "gradient"] = "direct",
+    references: Path | None = None,
+    energy_reference: Annotated[
+        EnergyReference, tyro.conf.EnumChoicesFromValues
+    ] = EnergyReference.TOTAL,
+    raw: bool = False,
+    python: Path | None = None,
+    dump_only: bool = False,
+    level_of_theory: str = "as in the checkpoint",
+    json: Json = None,
+) -> None:
+    """TDN of divelab/AIRS (.pth): a training run's checkpoint, or the weights of its best epoch.
+
+    Opening the file needs torch, runs no code in it, and can be done elsewhere (--dump-only), its
+    folder then given as the source. A checkpoint does not say what its run was; the defaults are
+    those of PubChemQCR-S.
+
+    Args:
+        source: a .pth file, or a folder made with --dump-only.
+        out: folder for the model (or the dump); must not exist.
+        factors: the file of the run's cache, tmp/cp_init_*.pt, for a checkpoint without factors.
+        cutoff: in Å.
+        avg_num_nodes: atoms per structure, a constant of the original's source.
+        avg_num_neighbors: neighbours per atom, likewise.
+        energies: what the outputs of atoms sum to; per_atom as trained on PubChemQCR.
+        forces: of the head, or minus the gradient of the energy, as they were trained.
+        references: JSON from chemical symbols to the energies [eV] of single atoms that the
+            model's are measured against (default: PubChemQCR's); the model is for these elements.
+        energy_reference: what energies are measured against, once those of atoms are added.
+        raw: weights of the last step, not their moving average.
+        python: an interpreter that has torch (default: EQUIZOO_TORCH_PYTHON, or this one).
+        dump_only: write plain arrays and JSON, to be converted without torch.
+        level_of_theory: that of the data it was trained on.
+    """
+    from equizoo.eval import convert_tdn as to
+
+    _use_compile_cache()
+    if dump_only:
+        to.dump_tdn(source, out, factors=factors, raw=raw, python=python)
+        _show_folder({}, out, json)
+        return
+    run = to.run_of(
+        cutoff=cutoff,
+        avg_num_nodes=avg_num_nodes,
+        avg_num_neighbors=avg_num_neighbors,
+        energies=energies,
+        forces=forces,
+        references=references,
+    )
+    to.convert_tdn(
+        source,
+        run,
+        factors=factors,
+        raw=raw,
+        python=python,
+        energy_reference=energy_reference,
+        level_of_theory=level_of_theory,
+    ).save(out)
+    _show_converted(out, json)
+
+
 def convert(
     checkpoint: Annotated[
         Annotated[None, tyro.conf.subcommand("mace-torch", constructor=convert_mace_torch)]
-        | Annotated[None, tyro.conf.subcommand("equiformer-v2", constructor=convert_equiformer_v2)],
+        | Annotated[None, tyro.conf.subcommand("equiformer-v2", constructor=convert_equiformer_v2)]
+        | Annotated[None, tyro.conf.subcommand("tdn", constructor=convert_tdn)],
         tyro.conf.OmitSubcommandPrefixes,
     ],
 ) -> None:

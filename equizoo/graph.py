@@ -54,6 +54,9 @@ class Graph(NamedTuple):
     head: Int[Array, " graphs"] | None = None  # index into the model's heads; None: the first
     charge: Float[Array, " graphs"] | None = None  # [e] None: neutral
     spin: Float[Array, " graphs"] | None = None  # multiplicity 2S + 1; None: singlet
+    # [eV/Å] of the structure before it was corrupted, on corrupted atoms, zero on others; None: the
+    # model is not asked for noise
+    given_forces: Float[Array, "nodes 3"] | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -82,6 +85,8 @@ class Labels(NamedTuple):
     energy_mask: Bool[Array, " graphs"]
     forces_mask: Bool[Array, " nodes"]
     stress_mask: Bool[Array, " graphs"]
+    noise: Float[Array, "nodes 3"] | None = None  # displacements over the scale of their frame
+    noise_mask: Bool[Array, " nodes"] | None = None  # atoms that have been displaced
 
 
 # ---- sums and gathers -------------------------------------------------------------------------
@@ -223,8 +228,18 @@ def _expand(
 # ---- from structures to padded batches, on the host --------------------------------------------
 
 
+class Noise(NamedTuple):
+    """What was added to the positions of a structure that a model is to find out."""
+
+    displacements: Float[np.ndarray, "nodes 3"]  # over some scale; zero where not displaced
+    mask: Bool[np.ndarray, " nodes"]  # atoms that have been displaced
+
+
 class Frame(NamedTuple):
-    """One structure with its neighbours, on the host: what batches are packed from."""
+    """One structure with its neighbours, on the host: what batches are packed from.
+
+    With ``noise``, positions and neighbours are the displaced ones, labels those of before.
+    """
 
     structure: Structure
     species: Int[np.ndarray, " nodes"]
@@ -232,6 +247,7 @@ class Frame(NamedTuple):
     max_in: int  # most edges into one node
     max_out: int  # most edges out of one node
     head: int = 0  # index into the model's heads
+    noise: Noise | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -423,6 +439,7 @@ def batch_frames(
     edge_mask = np.zeros(edges, bool)
     head = np.zeros(graphs, np.int32)
     charge, spin = np.zeros(graphs, dtype), np.ones(graphs, dtype)
+    given = None if all(f.noise is None for f in frames) else np.zeros((nodes, 3), dtype)
 
     first_node = first_edge = 0
     for g, frame in enumerate(frames):
@@ -435,6 +452,8 @@ def batch_frames(
         cell[g] = np.where(np.array(structure.pbc)[:, None], structure.cell, 0.0)
         graph_mask[g] = True
         head[g], charge[g], spin[g] = frame.head, structure.charge, structure.spin
+        if given is not None and frame.noise is not None and structure.forces is not None:
+            given[here] = np.where(frame.noise.mask[:, None], structure.forces, 0)
         if budget.slots is None:
             place = np.arange(first_edge, first_edge + frame.num_edges)
         else:
@@ -458,7 +477,7 @@ def batch_frames(
     blocks, block_species, block_slot = _species_blocks(species[:first_node], nodes, budget)
     return Graph(
         positions, species, node_graph, node_mask, cell, graph_mask, senders, receivers, shifts,
-        edge_mask, outgoing, blocks, block_species, block_slot, head, charge, spin,
+        edge_mask, outgoing, blocks, block_species, block_slot, head, charge, spin, given,
     )  # fmt: skip
 
 
@@ -468,13 +487,19 @@ def batch_labels(
     reference_energies: Float[np.ndarray, " species"],  # [eV]
     dtype: np.dtype | type = np.float32,
 ) -> Labels:
-    """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64."""
+    """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64.
+
+    Where frames have noise, displaced atoms have it for a target and no force.
+    """
     energy = np.zeros(budget.graphs, dtype)
     forces = np.zeros((budget.nodes, 3), dtype)
     stress = np.zeros((budget.graphs, 3, 3), dtype)
     energy_mask = np.zeros(budget.graphs, bool)
     forces_mask = np.zeros(budget.nodes, bool)
     stress_mask = np.zeros(budget.graphs, bool)
+    noise = noise_mask = None
+    if any(frame.noise is not None for frame in frames):
+        noise, noise_mask = np.zeros((budget.nodes, 3), dtype), np.zeros(budget.nodes, bool)
     first_node = 0
     for g, frame in enumerate(frames):
         structure = frame.structure
@@ -488,8 +513,11 @@ def batch_labels(
         if structure.stress is not None:
             stress[g] = structure.stress
             stress_mask[g] = True
+        if noise is not None and noise_mask is not None and frame.noise is not None:
+            noise[here], noise_mask[here] = frame.noise
+            forces_mask[here] &= ~frame.noise.mask
         first_node += frame.num_nodes
-    return Labels(energy, forces, stress, energy_mask, forces_mask, stress_mask)
+    return Labels(energy, forces, stress, energy_mask, forces_mask, stress_mask, noise, noise_mask)
 
 
 def unbatch_nodes(

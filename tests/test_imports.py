@@ -23,7 +23,9 @@ MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
 for above in ("eval", "train", "cli"):
     MAY_IMPORT[above].add("data")
 # Step one of converting a checkpoint: programs of their own that run in a process of their own.
-OPENS_CHECKPOINTS = ("zoo/_convert/mace_torch_dump", "zoo/_convert/equiformer_v2_dump")
+OPENS_CHECKPOINTS = tuple(
+    f"zoo/_convert/{kind}_dump" for kind in ("mace_torch", "equiformer_v2", "tdn")
+)
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
 from equizoo.data.frames import DAMAGE, OPENERS
 from equizoo.data.readers import (
     Dataset,
     LabelKeys,
+    join,
     read_isolated_atoms,
     read_structures,
 )
@@ -80,11 +81,18 @@ def load_dataset(
 ) -> Dataset:
     """The data set of a registered name (:func:`list_datasets`), or else of a file.
 
-    What a registered set knows of itself (keys, level of theory, energy reference, isolated atoms)
-    is the default; for a file see :func:`equizoo.data.read_structures`. Raises ``ValueError`` for
+    A pattern such as ``rmd17/*_train_01`` is all sets whose names match, one after the other; they
+    must be of one level of theory and one energy reference. What a registered set knows of itself
+    (keys, level of theory, energy reference, isolated atoms) is the default; for a file see
+    :func:`equizoo.data.read_structures`. Raises ``ValueError`` for
     an unknown name, content other than that registered, and an energy reference or level of theory
     that contradicts the registered one; ``ConnectionError`` when a download fails.
     """
+    if names := _matching(str(name_or_path)):
+        options: dict[str, Any] = dict(index=index, require=require, on_bad=on_bad)
+        options |= dict(energy_reference=energy_reference, level_of_theory=level_of_theory)
+        options |= dict(isolated_atoms=isolated_atoms)
+        return join([load_dataset(name, keys, **options) for name in names], str(name_or_path))
     if (source := DATASETS.get(str(name_or_path))) is None:
         path = Path(name_or_path).expanduser()
         if not path.exists():
@@ -113,6 +121,13 @@ def load_dataset(
         on_bad=on_bad,
         name=source.name,
     )
+
+
+def _matching(pattern: str) -> list[str]:
+    """Registered names that match a pattern; none for what is a name or a file itself."""
+    if not set(pattern) & set("*?[") or pattern in DATASETS or Path(pattern).exists():
+        return []
+    return fnmatch.filter(DATASETS, pattern)
 
 
 def list_datasets(pattern: str = "*") -> tuple[DatasetRow, ...]:

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
+from equizoo.data.corruption import Corruptor, untouched
 from equizoo.graph import Budget, Frame, Graph, Labels, batch_frames, batch_labels
 
 
@@ -24,12 +25,18 @@ class Packing:
         return graph, batch_labels(frames, self.budget, self.reference_energies, self.dtype)
 
 
-def training_stream(frames: Sequence[Frame], packing: Packing, seed: int) -> grain.DatasetIterator:
+def training_stream(
+    frames: Sequence[Frame], packing: Packing, seed: int, corruptor: Corruptor | None = None
+) -> grain.DatasetIterator:
     """An endless iterator of ``(graph, labels)``; every pass is a new shuffle of all frames.
 
     Batches are filled in order up to the budget and run on across passes, so no frame is left
     out. ``get_state()`` is a small JSON-able dictionary; ``set_state`` continues with the very
     batch that would have come next. Raises ``ValueError`` when a frame does not fit alone.
+
+    A ``corruptor`` puts noise on the atoms of some batches, and on none in the others, which are
+    of the same form, so that one program takes all. A frame for whose displaced atoms no batch has
+    room, in ten attempts, is left as it is.
     """
     for frame in frames:
         if not packing.budget.fits([frame]):
@@ -38,9 +45,11 @@ def training_stream(frames: Sequence[Frame], packing: Packing, seed: int) -> gra
                 f"{frame.num_edges} edges does not fit {packing.budget}; raise the batch size."
             )
     source = grain.MapDataset.source(frames).seed(seed).shuffle().repeat(None)
+    # of the place in the stream alone, so that a resumed stream draws the same
+    source = source.random_map(lambda frame, rng: (frame, int(rng.integers(2**63))))
     # A batch needs several frames at once; reading ahead by threads would only delay the state.
     stream = source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=1))
-    return iter(_PackToBudget(stream, packing))
+    return iter(_PackToBudget(stream, packing, corruptor))
 
 
 def sequential_batches(
@@ -58,30 +67,47 @@ def sequential_batches(
 
 
 class _PackToBudget(grain.IterDataset):
-    def __init__(self, parent: grain.IterDataset, packing: Packing):
+    def __init__(
+        self, parent: grain.IterDataset, packing: Packing, corruptor: Corruptor | None = None
+    ):
         super().__init__(parent)
-        self._packing = packing
+        self._packing, self._corruptor = packing, corruptor
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _PackingIterator(self._parent.__iter__(), self._packing)
+        return _PackingIterator(self._parent.__iter__(), self._packing, self._corruptor)
 
 
 class _PackingIterator(grain.DatasetIterator):
     """Takes frames until the next does not fit; that one is read again for the next batch."""
 
-    def __init__(self, parent: grain.DatasetIterator, packing: Packing):
+    def __init__(
+        self, parent: grain.DatasetIterator, packing: Packing, corruptor: Corruptor | None
+    ):
         super().__init__(parent)
-        self._packing = packing
+        self._packing, self._corruptor = packing, corruptor
 
     def __next__(self) -> tuple[Graph, Labels]:
         held: list[Frame] = []
+        heads = False
         while True:
             before = self._parent.get_state()
-            frame = next(self._parent)
+            frame, drawn = next(self._parent)
+            if self._corruptor is not None:
+                heads = heads if held else self._corruptor.heads(drawn)
+                frame = self._corrupted(frame, drawn) if heads else untouched(frame)
             if held and not self._packing.budget.fits([*held, frame]):
                 self._parent.set_state(before)
                 return self._packing(held)
             held.append(frame)
+
+    def _corrupted(self, frame: Frame, drawn: int) -> Frame:
+        """Noise may bring more neighbours than a batch has room for; it is then drawn again."""
+        assert self._corruptor is not None
+        for attempt in range(10):
+            corrupted = self._corruptor.corrupted(frame, drawn, attempt)
+            if self._packing.budget.fits([corrupted]):
+                return corrupted
+        return untouched(frame)
 
     def get_state(self) -> dict[str, Any]:
         return self._parent.get_state()

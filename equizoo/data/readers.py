@@ -9,7 +9,7 @@ import re
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from equizoo.data.extxyz import to_extxyz
 from equizoo.data.frames import OPENERS, Frame, file_format, read_frames
-from equizoo.structure import EnergyReference, Structure
+from equizoo.structure import EnergyReference, Structure, require_same_reference
 
 LABELS = ("energy", "forces", "stress")
 _LOOKS_LIKE = {
@@ -99,6 +99,48 @@ class Dataset:
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur in the structures, sorted."""
         return tuple(sorted({int(z) for s in self.structures for z in s.atomic_numbers}))
+
+
+def join(datasets: Sequence[Dataset], name: str) -> Dataset:
+    """Data sets one after the other, as one.
+
+    Raises ``ValueError`` where levels of theory, energy references or isolated atoms differ.
+    """
+    first = datasets[0]
+    atoms: dict[int, float] = {}
+    reports = [other.report for other in datasets]
+    for other in datasets:
+        require_same_reference(first.energy_reference, other.energy_reference, f"Joining {name}")
+        if other.level_of_theory != first.level_of_theory:
+            raise ValueError(
+                f"Joining {name} would mix {first.level_of_theory!r} ({first.name}) and "
+                f"{other.level_of_theory!r} ({other.name}); choose sets of one level of theory."
+            )
+        for number, energy in other.isolated_atoms.items():
+            if atoms.setdefault(number, energy) != energy:
+                raise ValueError(
+                    f"{other.name} has the isolated atom {number} at {energy} eV, others of {name} "
+                    f"at {atoms[number]} eV."
+                )
+    left_out: dict[str, LeftOut] = {}
+    for report in reports:
+        for reason, left in report.left_out.items():
+            before = left_out.get(reason, LeftOut(0, ()))
+            left_out[reason] = LeftOut(before.count + left.count, before.examples + left.examples)
+    report = ReadReport(
+        frames=sum(report.frames for report in reports),
+        kept=sum(report.kept for report in reports),
+        isolated_atoms=sum(report.isolated_atoms for report in reports),
+        labels=_counted([report.labels for report in reports]),
+        left_out=left_out,
+        unread=_counted([report.unread for report in reports]),
+    )
+    structures = tuple(structure for other in datasets for structure in other.structures)
+    return Dataset(structures, first.energy_reference, first.level_of_theory, atoms, report, name)
+
+
+def _counted(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {key: sum(c.get(key, 0) for c in counts) for c in counts for key in c}
 
 
 def read_structures(

@@ -64,11 +64,11 @@ class LearnedGaussians(nnx.Module):
         \exp\left(-\frac{(w r / r_c + b - \mu_n)^2}{2 \sigma_n^2}\right)
 
     Does not vanish at the cutoff. Reference: Ying et al. 2021 (Graphormer),
-    https://arxiv.org/abs/2106.05234; as in Equiformer, which writes pi as 3.14159.
+    https://arxiv.org/abs/2106.05234; as in Equiformer, which writes ``pi`` as 3.14159.
     """
 
-    def __init__(self, cutoff: float, num_basis: int, *, rngs: nnx.Rngs):
-        self.cutoff = cutoff
+    def __init__(self, cutoff: float, num_basis: int, *, pi: float = 3.14159, rngs: nnx.Rngs):
+        self.cutoff, self.pi = cutoff, pi
         draw = jax.random.uniform(rngs.params(), (2, num_basis), jnp.float32)
         self.means = nnx.Param(draw[0])
         self.widths = nnx.Param(draw[1] * (1 - 1 / num_basis) + 1 / num_basis)
@@ -82,7 +82,7 @@ class LearnedGaussians(nnx.Module):
         )
         widths = jnp.abs(widths) + 1e-5
         deviation = ((r / self.cutoff)[:, None] * weight + bias - means) / widths
-        return jnp.exp(-0.5 * deviation**2) / (widths * float(np.sqrt(2 * 3.14159)))
+        return jnp.exp(-0.5 * deviation**2) / (widths * float(np.sqrt(2 * self.pi)))
 
 
 class LearnedBessel(nnx.Module):

@@ -14,6 +14,10 @@ from equizoo.layers.linear import normal_param
 
 Features = dict[str, Float[Array, "n _ _"]]
 SCALAR = "0e"
+_UNREADABLE = (
+    "'{irreps}' must name each irrep once with at least one channel, and 0e among them, as in "
+    "'128x0e+64x1e+32x2e'."
+)
 
 
 def channels_of(irreps: str) -> dict[str, int]:
@@ -21,16 +25,20 @@ def channels_of(irreps: str) -> dict[str, int]:
 
     Raises ``ValueError`` when it cannot be read, an irrep is there twice, or there is no ``0e``.
     """
+    channels = _channels(irreps)
+    if SCALAR not in channels:
+        raise ValueError(_UNREADABLE.format(irreps=irreps))
+    return channels
+
+
+def _channels(irreps: str) -> dict[str, int]:
     try:
         entries = [(str(ir), mul) for mul, ir in e3nn.Irreps(irreps)]
     except (ValueError, AssertionError) as error:
         raise ValueError(f"'{irreps}' is not like '128x0e+64x1e+32x2e': {error}") from error
     channels = dict(entries)
-    if len(channels) != len(entries) or not all(channels.values()) or SCALAR not in channels:
-        raise ValueError(
-            f"'{irreps}' must name each irrep once with at least one channel, and 0e among them, "
-            "as in '128x0e+64x1e+32x2e'."
-        )
+    if len(channels) != len(entries) or not all(channels.values()):
+        raise ValueError(_UNREADABLE.format(irreps=irreps))
     return channels
 
 
@@ -43,11 +51,12 @@ class FeaturesLinear(nnx.Module):
     r"""``y_{l m d} = \sum_c W^l_{c d} x_{l m c} + b_d``, the bias for ``0e`` alone.
 
     Weights are drawn with variance ``1 / channels``, and are used as they are. Irreps of the
-    result that the input lacks raise ``ValueError``; ``0e`` then has its bias alone.
+    result that the input lacks raise ``ValueError``. Without a bias the result needs no ``0e``.
     """
 
     def __init__(self, irreps_in: str, irreps_out: str, *, use_bias: bool = True, rngs: nnx.Rngs):
-        channels_in, channels_out = channels_of(irreps_in), channels_of(irreps_out)
+        channels_in = channels_of(irreps_in)
+        channels_out = channels_of(irreps_out) if use_bias else _channels(irreps_out)
         if missing := [ir for ir in channels_out if ir not in channels_in]:
             raise ValueError(
                 f"No linear map makes {', '.join(missing)} of '{irreps_out}' from '{irreps_in}'."

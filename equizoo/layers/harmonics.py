@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def safe_norm(vectors: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
+def safe_norm(vectors: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
     """Lengths, with derivative zero (not NaN) at the origin."""
     squared = jnp.sum(vectors**2, axis=-1)
     zero = squared == 0

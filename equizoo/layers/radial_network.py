@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.layers.norm import LayerNorm
+from equizoo.layers.products import Products
 
 
 def uniform_param(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
@@ -17,12 +18,22 @@ def uniform_param(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.P
 class Affine(nnx.Module):
     """``x W + b`` of scalars; weights from ``U(±1/sqrt(fan_in))``, the bias from its own bound."""
 
-    def __init__(self, width_in: int, width_out: int, *, bias_bound: float = 0.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        bias_bound: float = 0.0,
+        products: Products = Products.FULL,
+        rngs: nnx.Rngs,
+    ):
+        self.products = products
         self.kernel = uniform_param(rngs, (width_in, width_out), width_in**-0.5)
         self.bias = uniform_param(rngs, (width_out,), bias_bound)
 
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)[None]
+        product = self.products.of(x, self.kernel[...].astype(x.dtype))
+        return product + self.bias[...].astype(x.dtype)[None]
 
 
 class RadialNetwork(nnx.Module):

@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from equizoo.graph import Graph, gather_receivers, gather_senders, sum_receivers
+from equizoo.layers.products import Products
 from equizoo.layers.radial_network import Affine, uniform_param
 from equizoo.tensor_products._so3 import rotations_to_pole, unit_vectors, wigner_matrices
 
@@ -52,6 +54,42 @@ def frame_rows(
     return jnp.concatenate(rows, axis=1)[:, order]
 
 
+def ends_in_frames(
+    x: Float[Array, "nodes dim channels"],
+    rows: Float[Array, "edges components dim"],
+    graph: Graph,
+) -> Float[Array, "edges components twice_channels"]:
+    """Features of the sender, then of the receiver, in the frame of each edge.
+
+    In rows of the graph, frames of all edges of a receiver make one matrix for its features, which
+    are then never copied to the edges.
+    """
+    senders = jnp.einsum("eki,eic->ekc", rows, gather_senders(x, graph))
+    if graph.slots is None:
+        receivers = jnp.einsum("eki,eic->ekc", rows, gather_receivers(x, graph))
+    else:
+        stacked = rows.reshape(graph.num_nodes, -1, rows.shape[2])
+        receivers = jnp.einsum("nki,nic->nkc", stacked, x).reshape(senders.shape)
+    return jnp.concatenate([senders, receivers], axis=2)
+
+
+def sum_from_frames(
+    y: Float[Array, "edges components channels"],
+    rows: Float[Array, "edges components dim"],
+    graph: Graph,
+) -> Float[Array, "nodes dim channels"]:
+    """Features in the frames of edges turned back, and summed over the edges of each receiver.
+
+    In rows of the graph this is one matrix product for each node: nothing of the size of ``dim``
+    is made for edges.
+    """
+    if graph.slots is None:
+        return sum_receivers(jnp.einsum("eki,ekc->eic", rows, y), graph)
+    y = jnp.where(graph.edge_mask[:, None, None], y, 0)
+    stacked = (a.reshape(graph.num_nodes, -1, a.shape[2]) for a in (rows, y))
+    return jnp.einsum("nki,nkc->nic", *stacked)
+
+
 class SO2Linear(nnx.Module):
     r"""The linear maps that commute with rotations about the edge.
 
@@ -71,11 +109,15 @@ class SO2Linear(nnx.Module):
         channels_out: int,
         *,
         scalars: int = 0,
+        products: Products = Products.FULL,
         rngs: nnx.Rngs,
     ):
         self.l_max, self.channels_out, self.scalars = l_max, channels_out, scalars
+        self.products = products
         self.widths = tuple((l_max - m + 1) * channels_in for m in range(m_max + 1))
-        self.axial = Affine(self.widths[0], scalars + (l_max + 1) * channels_out, rngs=rngs)
+        self.axial = Affine(
+            self.widths[0], scalars + (l_max + 1) * channels_out, products=products, rngs=rngs
+        )
         # both parts of all orders side by side: [(l, channel in), (part, l, channel out)]
         self.planar = nnx.List(
             [
@@ -111,9 +153,23 @@ class SO2Linear(nnx.Module):
             if weights is not None:
                 plane = plane * weights[:, None, first : first + width]
             first += width
-            both = (plane @ param[...].astype(x.dtype)).reshape(edges, 2, 2, -1)
-            real = both[:, 0, 0] - both[:, 1, 1]
-            imaginary = both[:, 1, 0] + both[:, 0, 1]
-            plane = jnp.stack([real, imaginary], axis=1)
+            plane = _complex_product(plane, param[...].astype(x.dtype), self.products)
             results.append(plane.reshape(edges, 2 * count, self.channels_out))
         return axial[:, : self.scalars], jnp.concatenate(results, axis=1)
+
+
+def _complex_product(
+    x: Float[Array, "edges 2 width"], weights: Float[Array, "width twice_out"], products: Products
+) -> Float[Array, "edges 2 out"]:
+    """``(x_0 + i x_1) (U + i V)``; ``weights`` are ``U`` and ``V`` side by side.
+
+    Three real products do for four, by way of sums; rounded arguments would lose in the sums.
+    """
+    if products is not Products.FULL:
+        both = products.of(x, weights).reshape(len(x), 2, 2, -1)
+        real, imaginary = both[:, 0, 0] - both[:, 1, 1], both[:, 1, 0] + both[:, 0, 1]
+        return jnp.stack([real, imaginary], axis=1)
+    real, imaginary = jnp.split(weights, 2, axis=1)
+    shared = (x[:, 0] + x[:, 1]) @ real
+    first = shared - x[:, 1] @ (real + imaginary)
+    return jnp.stack([first, shared + x[:, 0] @ (imaginary - real)], axis=1)

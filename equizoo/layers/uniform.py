@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.layers.norm import EPSILON, LayerNorm
+from equizoo.layers.products import Products
 from equizoo.layers.radial_network import uniform_param
 from equizoo.layers.sphere_grid import degrees_of
 
@@ -13,7 +14,16 @@ from equizoo.layers.sphere_grid import degrees_of
 class UniformLinear(nnx.Module):
     r"""``y_{l m d} = \sum_c W^l_{c d} x_{l m c} + b_d``, the bias for degree 0 alone."""
 
-    def __init__(self, l_max: int, channels_in: int, channels_out: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        l_max: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        products: Products = Products.FULL,
+        rngs: nnx.Rngs,
+    ):
+        self.products = products
         self.kernels = uniform_param(
             rngs, (l_max + 1, channels_in, channels_out), channels_in**-0.5
         )
@@ -22,7 +32,8 @@ class UniformLinear(nnx.Module):
     def __call__(self, x: Float[Array, "n dim channels_in"]) -> Float[Array, "n dim channels_out"]:
         kernels, bias = self.kernels[...].astype(x.dtype), self.bias[...].astype(x.dtype)
         results = [
-            x[:, degree**2 : (degree + 1) ** 2] @ kernel for degree, kernel in enumerate(kernels)
+            self.products.of(x[:, degree**2 : (degree + 1) ** 2], kernel)
+            for degree, kernel in enumerate(kernels)
         ]
         results[0] = results[0] + bias[None, None]
         return jnp.concatenate(results, axis=1)

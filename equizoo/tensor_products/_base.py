@@ -93,6 +93,7 @@ class BoundProduct(abc.ABC):
     paths: tuple[Path, ...]  # the couplings that the product contains, sorted by the result
     num_weights: int
     exact: bool = True  # equivariant to rounding
+    defect: float = 0.0  # where not: relative, root mean square over rotations and arguments
     on_harmonics: bool = False  # y must be harmonics of one direction, times a factor per degree
 
     def prepare(self, y: Float[Array, "batch dim_2 channels_2"]) -> Any:
@@ -136,6 +137,31 @@ class BoundProduct(abc.ABC):
     ) -> Float[Array, "batch dim_out channels"]:
         """The product, with ``channels_2``, ``channels_w`` and ``batch_w`` full size or 1."""
         return self._sum_paths(self.per_path(x, y, weights))
+
+    def apply(
+        self,
+        x: Float[Array, "batch dim_1 channels"],
+        prepared: Any,
+        weights: Float[Array, "batch_w num_weights channels_w"],
+    ) -> Float[Array, "batch dim_out channels"]:
+        """The call from ``prepared = prepare(y)``."""
+        return self._sum_paths(self.couple(x, prepared, weights))
+
+    def collect(
+        self,
+        edge_features: Float[Array, "edges dim_1 channels"],
+        edge_harmonics: Float[Array, "edges dim_2"],
+        prepared: Any,
+        edge_weights: Float[Array, "edges num_weights channels"],
+        graph: Graph,
+    ) -> Float[Array, "nodes dim_out channels"]:
+        """The sum over neighbours of the product of what each edge has with its harmonics.
+
+        ``prepared`` is that of the harmonics; paths are summed.
+        """
+        return self._sum_paths(
+            sum_receivers(self.couple(edge_features, prepared, edge_weights), graph)
+        )
 
     def convolve(
         self,

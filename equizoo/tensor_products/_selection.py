@@ -21,7 +21,8 @@ class BoundSelection(BoundProduct):
         self._product, self._keep = product, keep
         self.irreps_1, self.irreps_2 = product.irreps_1, product.irreps_2
         self.irreps_out = product.irreps_out
-        self.exact, self.on_harmonics = product.exact, product.on_harmonics
+        self.exact, self.defect = product.exact, product.defect
+        self.on_harmonics = product.on_harmonics
         self.num_weights = len(keep)
         found = coefficients(product)
         there = np.abs(found.values[list(keep)]).max(axis=0) > _ZERO

@@ -63,6 +63,44 @@ class Tolerance:
             )
 
 
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The factors of a decomposition made elsewhere, whatever it stands for: a row for a term."""
+
+    first: Rows
+    second: Rows
+    result: Rows
+
+    def __post_init__(self):
+        shapes = {(len(rows), min(map(len, rows), default=0)) for rows in self._rows}
+        ragged = any(len({len(row) for row in rows}) > 1 for rows in self._rows)
+        if ragged or len({terms for terms, _ in shapes}) != 1 or not all(d for _, d in shapes):
+            raise ValueError(
+                "Given factors need as many rows each, one for each term, of one length; got "
+                + ", ".join(f"{len(rows)} rows" for rows in self._rows)
+                + (" of several lengths." if ragged else ".")
+            )
+
+    @property
+    def _rows(self) -> tuple[Rows, Rows, Rows]:
+        return self.first, self.second, self.result
+
+    @property
+    def factors(self) -> Factors:
+        """The same as arrays, in float64."""
+        return Factors(*(np.array(rows, np.float64) for rows in self._rows))
+
+
+class Normalization(enum.StrEnum):
+    """``variance``: results of unit variance; ``wigner``: bare 3j tensors, as in the paper."""
+
+    VARIANCE = "variance"
+    WIGNER = "wigner"
+
+
 @dataclasses.dataclass(frozen=True)
 class CPDecomposed(TensorProduct):
     r"""All couplings with equal weights, as products of ``R`` linear forms of each factor.
@@ -70,15 +108,17 @@ class CPDecomposed(TensorProduct):
     .. math:: z = A \left[ (B^\top x) \odot (C^\top (w \cdot y)) \right], \qquad
         \sum_{r=1}^R B_{ir} C_{jr} A_{kr} = \sum_{\text{paths}} w^{l_1 l_2 l_3}_{ijk}
 
-    with the bare Wigner 3j tensors, scaled for unit variance of each result degree. The same map as
+    with the bare Wigner 3j tensors, scaled for unit variance of each result degree unless
+    ``normalization`` says otherwise. The same map as
     ``ClebschGordan`` with one weight for all paths of an irrep of the second factor.
 
     Exact unless told otherwise: ``R`` is 8, 30, 90 for ``L = 1, 2, 3`` when parity forbids nothing
     (``0e+1e+2e+3e``) and 6, 18, 54 for the couplings among true tensors (``0e+1o+2e+3o``). Other
     contents use parts of these tables, or both, or both mirror images. ``rank`` may ask for fewer
-    terms, by number (at most so many), :class:`Schedule` or :class:`Tolerance`: the product is then
-    not equivariant, and its ``defect`` says by how much. The decomposition is searched when first
-    bound, in seconds for ``L = 2`` and minutes for ``L = 3``, and kept on disk.
+    terms, by number (at most so many), :class:`Schedule` or :class:`Tolerance`, or hold factors
+    that are :class:`Given`, those of a published model: the product is then not equivariant, and
+    its ``defect`` says by how much. The decomposition is searched when first bound, in seconds for
+    ``L = 2`` and minutes for ``L = 3``, and kept on disk.
 
     The many-body product has no such form: a decomposition for pairs says nothing about triples.
 
@@ -89,42 +129,48 @@ class CPDecomposed(TensorProduct):
     singular values of the couplings are all alike; see :class:`BoundCP` for what holds instead.
     """
 
-    rank: int | Schedule | Tolerance = Schedule.EXACT
+    rank: int | Schedule | Tolerance | Given = Schedule.EXACT
+    normalization: Normalization = Normalization.VARIANCE
 
     def __post_init__(self):
         if isinstance(self.rank, str):
             Schedule(self.rank)  # raises for other words
-        elif not isinstance(self.rank, Tolerance) and self.rank < 1:
+        elif not isinstance(self.rank, Tolerance | Given) and self.rank < 1:
             raise ValueError(f"rank is {self.rank}, expected at least 1.")
 
     def _bind(
         self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps
     ) -> "BoundCP":
         contents = (irreps_1, irreps_2, irreps_out)
-        paths = allowed_paths(*contents)
+        bound = self._bound(contents)
+        if not bound.exact:
+            logger.info("%d terms for %s: defect %.1e", bound.terms, _words(contents), bound.defect)
+        return bound
+
+    def _bound(self, contents: Contents) -> "BoundCP":
+        norm, paths = self.normalization, allowed_paths(*contents)
+        if isinstance(self.rank, Given):
+            return BoundCP(contents, _fitting(self.rank.factors, contents), norm)
         target = _equal_weights(contents)
         exact = _exact_factors(paths, contents, target)
         if isinstance(self.rank, Tolerance):
             most = by_slices(target) if exact is None else exact
-            return _within(self.rank.defect, target, contents, BoundCP(contents, most))
+            return _within(self.rank.defect, target, contents, BoundCP(contents, most, norm))
         if isinstance(self.rank, str):
             terms = Schedule(self.rank).terms(_highest_degree(paths))
         else:
             terms = self.rank
         if exact is not None and (terms is None or terms >= len(exact.first)):
-            return BoundCP(contents, exact)
+            return BoundCP(contents, exact, norm)
         if terms is None:
             raise ValueError(
-                f"'{irreps_1}' x '{irreps_2}' to '{irreps_out}' reaches degree "
+                f"{_words(contents)} reaches degree "
                 f"{_highest_degree(paths)}; exact decompositions are known up to {_L_TABLES}. "
                 "GauntGrid (even couplings) and GauntBracket (odd ones) are exact decompositions "
                 "on quadrature points, for any degree. Or accept a defect: "
                 "CPDecomposed(rank=Tolerance(1e-2))."
             )
-        bound = BoundCP(contents, decompose_cached(target, terms, _words(contents)))
-        if not bound.exact:
-            logger.info("%d terms for %s: defect %.1e", terms, _words(contents), bound.defect)
-        return bound
+        return BoundCP(contents, decompose_cached(target, terms, _words(contents)), norm)
 
 
 class BoundCP(BoundPointwise):
@@ -143,7 +189,13 @@ class BoundCP(BoundPointwise):
       .. math:: \| M(D x, D y) - D M(x, y) \| \le 2 \min_n \|E_{(n)}\|_2 \, \|x\| \, \|y\|
     """
 
-    def __init__(self, contents: Contents, factors: Factors):
+    def __init__(
+        self,
+        contents: Contents,
+        factors: Factors,
+        normalization: Normalization = Normalization.VARIANCE,
+    ):
+        self.normalization = normalization
         tensor, couplings = tensor_of(factors), _couplings(contents)
         paths = tuple(path for path, at, w in couplings if abs(np.sum(w * tensor[at])) > _ZERO)
         weights = weights_of(contents[1], tuple(path for path, _, _ in couplings))
@@ -163,21 +215,37 @@ class BoundCP(BoundPointwise):
         )
         self.exact = self.defect < _ZERO
 
+    def _normalized(
+        self, results: Sequence[Float[np.ndarray, "points dim_out"]]
+    ) -> tuple[Float[np.ndarray, "points dim_paths"], ...]:
+        if self.normalization == Normalization.VARIANCE:
+            return super()._normalized(results)
+        slices = self.irreps_out.slices()
+        return tuple(np.concatenate([r[:, slices[i]] for i in self.into], axis=1) for r in results)
+
 
 def _within(defect: float, target: np.ndarray, contents: Contents, fallback: BoundCP) -> BoundCP:
     """The product of fewest terms that bisection finds; ``fallback`` keeps any tolerance."""
     low, best = 1, fallback
     while low < best.terms:
         terms = (low + best.terms) // 2
-        bound = BoundCP(contents, decompose_cached(target, terms, _words(contents)))
+        factors = decompose_cached(target, terms, _words(contents))
+        bound = BoundCP(contents, factors, fallback.normalization)
         if bound.defect <= defect:
             best = bound
         else:
             low = terms + 1
-    if not best.exact:
-        words = _words(contents)
-        logger.info("%d terms keep the defect of %s at %.1e", best.terms, words, best.defect)
     return best
+
+
+def _fitting(factors: Factors, contents: Contents) -> Factors:
+    found, dims = [part.shape[1] for part in factors], [irreps.dim for irreps in contents]
+    if found != dims:
+        raise ValueError(
+            f"The given factors are of dimensions {found}; {_words(contents)} has {dims}. Factors "
+            "belong to one l_max and one choice of parities."
+        )
+    return factors
 
 
 def _words(contents: Contents) -> str:

@@ -1,16 +1,32 @@
 """Everything a training run is told, as frozen dataclasses: the schema of recipes."""
 
 import dataclasses
+import enum
 from typing import Literal
+
+from equizoo.train.denoising import Denoising
+
+
+class Errors(enum.StrEnum):
+    """What the loss is a mean of.
+
+    ``squares``: of errors of energies per atom and of components of forces and stress. ``norms``:
+    the absolute error of a structure's energy, and the lengths of errors of forces and stress, as
+    published Equiformers and models of OC20 are trained.
+    """
+
+    SQUARES = "squares"
+    NORMS = "norms"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the mean squared (or Huber) errors."""
+    """Weights of the mean errors: squares (or Huber's function), or norms."""
 
-    energy: float = 1.0  # of (eV/atom)^2
-    forces: float = 10.0  # of (eV/Å)^2
-    stress: float = 0.0  # of (eV/Å^3)^2
+    energy: float = 1.0  # of (eV/atom)^2; of norms: of eV
+    forces: float = 10.0  # of (eV/Å)^2; of norms: of eV/Å
+    stress: float = 0.0  # of (eV/Å^3)^2; of norms: of eV/Å^3
+    errors: Errors = Errors.SQUARES
     huber_delta: float | None = None  # errors above are penalised linearly; None: squares
 
     def __post_init__(self):
@@ -20,6 +36,8 @@ class LossWeights:
             raise ValueError("Loss weights must not be negative, and one must be positive.")
         if self.huber_delta is not None and not self.huber_delta > 0:
             raise ValueError(f"huber_delta is {self.huber_delta}, expected positive or null.")
+        if self.huber_delta is not None and self.errors == Errors.NORMS:
+            raise ValueError("huber_delta is for errors='squares'; leave it out with norms.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +87,7 @@ class TrainConfig:
     batch_size: int = 5  # structures of mean size
     loss: LossWeights = LossWeights()
     second_stage: SecondStage | None = None
+    auxiliary: Denoising | None = None
     optimizer: Optimizer = Optimizer()
     seed: int = 0
     validate_every: int = 1  # epochs

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
+from equizoo.data.corruption import Corruptor
 from equizoo.data.pipeline import Packing, sequential_batches, training_stream
 from equizoo.eval.metrics import MeanErrors, error_entries
 from equizoo.graph import Frame
@@ -23,7 +25,7 @@ from equizoo.train.loss import ErrorSums
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
 from equizoo.train.progress import LiveProgress, RunLog
 from equizoo.train.step import init_state, make_train_step, make_validation_step
-from equizoo.zoo._base import Architecture
+from equizoo.zoo._base import Architecture, ArchitectureConfig
 
 
 @dataclasses.dataclass
@@ -69,13 +71,20 @@ def fit(
     checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
     bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
     """
+    _require_denoises(model, config)
     steps_per_epoch = -(-len(train) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     optimizer = make_optimizer(config.optimizer, nnx.state(model, nnx.Param), total_steps)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     validate = make_validation_step(model)
     step_of = {
-        weights: make_train_step(model, optimizer, weights, config.optimizer.ema_decay)
+        weights: make_train_step(
+            model,
+            optimizer,
+            weights,
+            config.optimizer.ema_decay,
+            _noise_weight(config, total_steps),
+        )
         for weights in _stages(config)
     }
     valid_batches = [
@@ -83,7 +92,7 @@ def fit(
     ]
 
     state = init_state(model, optimizer)
-    stream = training_stream(train, packing, config.seed)
+    stream = training_stream(train, packing, config.seed, make_corruptor(model.config, config))
     progress = Progress()
     checkpoints = Checkpoints(folder / "checkpoints")
     if (restored := checkpoints.restore("last", state)) is not None:
@@ -156,6 +165,28 @@ def fit(
         finished=finished,
         seconds=time.monotonic() - started,
     )
+
+
+def make_corruptor(model: ArchitectureConfig, config: TrainConfig) -> Corruptor | None:
+    """What puts noise on frames of this model; ``None`` where a run has no denoising."""
+    if config.auxiliary is None:
+        return None
+    return Corruptor(config.auxiliary.corruption, model.frame)
+
+
+def _require_denoises(model: Architecture, config: TrainConfig) -> None:
+    if config.auxiliary is not None and not model.config.denoises:
+        raise ValueError(
+            f"The run is to denoise, but {type(model).__name__} as configured takes no forces and "
+            "has no head for noise; set its config's force_input, or auxiliary to null."
+        )
+
+
+def _noise_weight(
+    config: TrainConfig, total_steps: int
+) -> Callable[[Int[Array, ""]], Float[Array, ""]] | None:
+    auxiliary = config.auxiliary
+    return None if auxiliary is None else lambda step: auxiliary.weight_at(step, total_steps)
 
 
 def _stages(config: TrainConfig) -> tuple[LossWeights, ...]:

@@ -1,39 +1,60 @@
 """The training loss, and the error sums that validation prints."""
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from equizoo.graph import Graph, Labels, sum_graphs
-from equizoo.train.config import LossWeights
+from equizoo.layers.harmonics import safe_norm
+from equizoo.train.config import Errors, LossWeights
 from equizoo.zoo._base import Prediction
+
+Penalty = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
 
 
 def loss(
-    prediction: Prediction, graph: Graph, labels: Labels, weights: LossWeights
+    prediction: Prediction,
+    graph: Graph,
+    labels: Labels,
+    weights: LossWeights,
+    noise_weight: Float[Array, ""] | float = 0.0,
 ) -> Float[Array, ""]:
     r"""Weighted mean errors over the labels present in the batch.
 
     .. math:: w_E \langle (\Delta E / n)^2 \rangle + w_F \langle \Delta F_\alpha^2 \rangle
         + w_S \langle \Delta \sigma_{\alpha\beta}^2 \rangle
 
-    With ``huber_delta`` the square becomes Huber's function (times two) of the same argument.
-    Raises ``ValueError`` when stress has a weight and the model predicts none.
+    With ``huber_delta`` the square becomes Huber's function (times two) of the same argument; with
+    ``Errors.NORMS`` it is
+
+    .. math:: w_E \langle |\Delta E| \rangle + w_F \langle |\Delta F| \rangle
+        + w_S \langle |\Delta \sigma| \rangle .
+
+    Atoms that were displaced have an error of their noise, times ``noise_weight``, in the place of
+    that of their force: the mean is over both kinds of atoms together. Raises ``ValueError`` when
+    stress has a weight and the model predicts none.
     """
     if prediction.stress is None and weights.stress > 0:
         raise ValueError(
             f"The weight of the stress is {weights.stress}, but a model with direct forces "
             "predicts no stress; set it to 0, or let the forces be the gradient of the energy."
         )
-    penalty = _penalty(weights.huber_delta)
-    atoms = _num_atoms(graph, labels.energy.dtype)
-    terms = (
-        (weights.energy, (prediction.energy - labels.energy) / atoms, labels.energy_mask),
-        (weights.forces, prediction.forces - labels.forces, labels.forces_mask),
-        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask),
-    )
-    parts = [w * _masked_mean(penalty(x), mask) for w, x, mask in terms if w > 0]
+    energies = prediction.energy - labels.energy
+    if weights.errors == Errors.SQUARES:
+        energies = energies / _num_atoms(graph, labels.energy.dtype)
+    penalty, noise_mask = _penalty(weights), labels.noise_mask
+    forces = prediction.forces - labels.forces
+    terms = [
+        (weights.energy, energies[:, None], labels.energy_mask, None),
+        (weights.forces, forces, labels.forces_mask, noise_mask),
+        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask, None),
+    ]
+    parts = [w * _masked_mean(penalty(x), mask, other) for w, x, mask, other in terms if w > 0]
+    if prediction.noise is not None and labels.noise is not None and noise_mask is not None:
+        errors = penalty(prediction.noise - labels.noise)
+        parts.append(noise_weight * _masked_mean(errors, noise_mask, labels.forces_mask))
     return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
 
 
@@ -81,9 +102,13 @@ def _masked(
     return jnp.where(expanded, x, 0), (components * jnp.sum(mask)).astype(x.dtype)
 
 
-def _masked_mean(x: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, ""]:
-    x, count = _masked(x, mask)
-    return jnp.sum(x) / jnp.maximum(count, 1)
+def _masked_mean(
+    x: Float[Array, "n ..."], mask: Bool[Array, " n"], other: Bool[Array, " n"] | None = None
+) -> Float[Array, ""]:
+    """The sum where there is a label, over the number there and where ``other`` says."""
+    x, _ = _masked(x, mask)
+    everywhere = mask if other is None else mask | other
+    return jnp.sum(x) / jnp.maximum(x.size // x.shape[0] * jnp.sum(everywhere), 1).astype(x.dtype)
 
 
 def _sums(errors: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, "3"]:
@@ -91,7 +116,11 @@ def _sums(errors: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array
     return jnp.stack([count, jnp.sum(jnp.abs(errors)), jnp.sum(errors**2)])
 
 
-def _penalty(delta: float | None):
+def _penalty(weights: LossWeights) -> Penalty:
+    """Errors to what is averaged."""
+    if weights.errors == Errors.NORMS:
+        return lambda x: safe_norm(x.reshape(x.shape[0], -1))
+    delta = weights.huber_delta
     if delta is None:
         return jnp.square
     return lambda x: jnp.where(jnp.abs(x) <= delta, x**2, delta * (2 * jnp.abs(x) - delta))

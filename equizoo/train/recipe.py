@@ -22,7 +22,7 @@ from equizoo.eval.potential import Potential
 from equizoo.graph import Budget, Frame
 from equizoo.structure import Structure
 from equizoo.train.config import TrainConfig
-from equizoo.train.loop import Fitted, fit
+from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import read_rows
 from equizoo.zoo._base import Architecture, ArchitectureConfig
 
@@ -31,7 +31,7 @@ from equizoo.zoo._base import Architecture, ArchitectureConfig
 class DataConfig:
     """Which frames to train on, to choose the best weights by, and to report."""
 
-    train: str  # name of a data set, or a file
+    train: str  # name of a data set, or a pattern of names, or a file
     valid: str | None = None  # likewise; None: split off from train
     num_valid: int | None = None  # frames to split off; None: a tenth
     split_seed: int = 0
@@ -207,7 +207,7 @@ def run_fit(
         for split, dataset in (("train", data.train), ("valid", data.valid))
     }
     packing = make_packing(
-        [*frames["train"], *frames["valid"]],
+        [*frames["train"], *frames["valid"], *_corrupted(frames["train"], config, training)],
         training.batch_size,
         np.array([reference_energies[z] for z in config.atomic_numbers]),
     )
@@ -254,6 +254,16 @@ def make_packing(
 
 def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> list[Frame]:
     return [config.frame(structure) for structure in structures]
+
+
+def _corrupted(
+    frames: Sequence[Frame], config: ArchitectureConfig, training: TrainConfig
+) -> list[Frame]:
+    """Each frame with noise, where the run denoises: batches must have room for such."""
+    corruptor = make_corruptor(config, training)
+    if corruptor is None:
+        return []
+    return [corruptor.corrupted(frame, seed) for seed, frame in enumerate(frames)]
 
 
 def _joined(data: Prepared) -> Dataset:

@@ -48,25 +48,29 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     weights: LossWeights,
     ema_decay: float,
+    noise_weight: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None,
 ) -> Callable[[TrainState, Graph, Labels, Array], tuple[TrainState, StepReport]]:
     """The jitted step ``(state, graph, labels, scale) -> (state, report)``; donates the state.
 
     ``scale`` multiplies the update (the plateau schedule). The average starts as the plain mean
     of the first steps and never weighs the random initial values by more than ``10 / (10 + t)``.
     What is random while training (dropout) is drawn from the number of the step, so that a resumed
-    run repeats it. A step whose loss or gradient is not finite changes nothing but the counter.
+    run repeats it. ``noise_weight`` is that of the noise by step, where batches have some. A step
+    whose loss or gradient is not finite changes nothing but the counter.
     """
     graphdef = nnx.graphdef(model)
 
-    def objective(params, graph, labels, key):
+    def objective(params, graph, labels, step):
         instance = nnx.merge(graphdef, params)
-        instance.key = key
+        instance.key = jax.random.fold_in(jax.random.key(0), step)
         prediction = energy_forces_stress(instance, graph)
-        return loss(prediction, graph, labels, weights), error_sums(prediction, graph, labels)
+        on_noise = 0.0 if noise_weight is None else noise_weight(step)
+        value = loss(prediction, graph, labels, weights, on_noise)
+        return value, error_sums(prediction, graph, labels)
 
     def step(state, graph, labels, scale):
         (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.params, graph, labels, jax.random.fold_in(jax.random.key(0), state.step)
+            state.params, graph, labels, state.step
         )
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

@@ -32,6 +32,13 @@ class Symmetry(enum.StrEnum):
     SO3 = "SO3"
 
 
+class Forces(enum.StrEnum):
+    """Where forces come from: minus the ``gradient`` of the energy, or a ``direct`` head."""
+
+    GRADIENT = "gradient"
+    DIRECT = "direct"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArchitectureConfig(abc.ABC):
     """Everything needed to rebuild an architecture; the fields all of them share."""
@@ -69,6 +76,11 @@ class ArchitectureConfig(abc.ABC):
     def conservative(self) -> bool:
         """Whether forces are minus the gradient of the energy; else a head predicts them."""
         return True
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the model takes forces of corrupted structures and finds out their noise."""
+        return False
 
     @property
     def limit(self) -> NeighborLimit | None:
@@ -132,6 +144,17 @@ class Architecture(nnx.Module):
             "that they are minus the gradient of the energy."
         )
 
+    def denoise(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"] | None, Float[Array, "nodes 3"]]:
+        """``node_energies``, forces [eV/Å] of a head or ``None`` where they are the gradient, and
+        the noise on every atom in units of its largest standard deviation, given ``graph``'s
+        ``given_forces``."""
+        raise ValueError(
+            f"{type(self).__name__} has no head for noise; set its config's force_input, or train "
+            "without Denoising."
+        )
+
     def with_elements(self, atomic_numbers: Sequence[int]) -> "Architecture":
         """The model for some of its elements, equal on those; ``ValueError`` where it cannot."""
         raise ValueError(
@@ -151,6 +174,7 @@ class Prediction(NamedTuple):
     forces: Float[Array, "nodes 3"]  # [eV/Å]
     stress: Float[Array, "graphs 3 3"] | None  # [eV/Å^3] zero where no cell; None: direct forces
     node_energies: Float[Array, " nodes"]  # [eV]
+    noise: Float[Array, "nodes 3"] | None = None  # over its scale; None: not asked for
 
 
 def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
@@ -161,20 +185,22 @@ def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
     .. math:: F_i = \sum_{e \text{ out of } i} g_e - \sum_{e \text{ into } i} g_e, \qquad
         \sigma = \frac{1}{|\det \mathrm{cell}|} \,\mathrm{sym} \sum_e d_e \otimes g_e.
 
-    An architecture whose config is not conservative predicts forces itself, and no stress.
+    An architecture whose config is not conservative predicts forces itself, and no stress. A graph
+    with ``given_forces`` asks for the noise too.
     """
     vectors = edge_vectors(graph, model.config.cutoff)
     if not model.config.conservative:
-        nodes, forces = model.energies_and_forces(vectors, graph)
+        nodes, forces, noise = _outputs(model, vectors, graph)
         nodes = jnp.where(graph.node_mask, nodes, 0)
         forces = jnp.where(graph.node_mask[:, None], forces, 0)
-        return Prediction(sum_graphs(nodes, graph), forces, None, nodes)
+        return Prediction(sum_graphs(nodes, graph), forces, None, nodes, noise)
 
     def total(vectors):
-        nodes = jnp.where(graph.node_mask, model.node_energies(vectors, graph), 0)
-        return jnp.sum(nodes), nodes
+        nodes, _, noise = _outputs(model, vectors, graph)
+        nodes = jnp.where(graph.node_mask, nodes, 0)
+        return jnp.sum(nodes), (nodes, noise)
 
-    gradient, nodes = jax.grad(total, has_aux=True)(vectors)
+    gradient, (nodes, noise) = jax.grad(total, has_aux=True)(vectors)
     forces = sum_senders(gradient, graph) - sum_receivers(gradient, graph)
     virial = sum_graphs(sum_receivers(vectors[:, :, None] * gradient[:, None, :], graph), graph)
     volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
@@ -184,4 +210,15 @@ def energy_forces_stress(model: Architecture, graph: Graph) -> Prediction:
         forces=forces,
         stress=(stress + jnp.swapaxes(stress, 1, 2)) / 2,
         node_energies=nodes,
+        noise=noise,
     )
+
+
+def _outputs(model: Architecture, vectors: Float[Array, "edges 3"], graph: Graph):
+    """Node energies, forces of a head and noise, the last two ``None`` where not asked for."""
+    if graph.given_forces is not None:
+        nodes, forces, noise = model.denoise(vectors, graph)
+        return nodes, forces, jnp.where(graph.node_mask[:, None], noise, 0)
+    if not model.config.conservative:
+        return *model.energies_and_forces(vectors, graph), None
+    return model.node_energies(vectors, graph), None, None

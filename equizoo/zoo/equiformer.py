@@ -33,6 +33,7 @@ from equizoo.layers.features import (
     irreps_of,
     with_gates,
 )
+from equizoo.layers.force_encoding import ForceInput
 from equizoo.layers.gating import normalized_smooth_leaky_relu
 from equizoo.layers.harmonics import safe_norm, spherical_harmonics
 from equizoo.layers.isolated import lone_atoms
@@ -95,6 +96,7 @@ class EquiformerConfig(ArchitectureConfig):
     zero_isolated: bool = True  # subtract what an isolated atom of the species would get
     activation: ActivationConstant = ActivationConstant.EXACT
     tensor_product: TensorProduct = ClebschGordan()  # over edges
+    force_input: ForceInput | None = None  # and a head for noise, to train with denoising
 
     def __post_init__(self):
         super().__post_init__()
@@ -114,6 +116,11 @@ class EquiformerConfig(ArchitectureConfig):
                 f"shift is {self.shift} eV with zero_isolated=True, which makes isolated atoms "
                 "their reference energy; set shift=0, or zero_isolated=False."
             )
+        if self.force_input is not None and self.vector not in channels_of(self.irreps):
+            raise ValueError(
+                f"Noise of positions is of irrep {self.vector}, which '{self.irreps}' lacks; add "
+                "it, or set force_input=None."
+            )
 
     @property
     def symmetry(self) -> Symmetry:
@@ -123,6 +130,25 @@ class EquiformerConfig(ArchitectureConfig):
     @property
     def smooth(self) -> bool:
         return self.envelope_p is not None
+
+    @property
+    def denoises(self) -> bool:
+        return self.force_input is not None
+
+    @property
+    def vector(self) -> str:
+        """The irrep of positions: where all parities are even, they say nothing."""
+        return "1o" if self.symmetry is Symmetry.O3 else "1e"
+
+    @property
+    def output_irreps(self) -> str:
+        """After the last layer: scalars, and for a head of noise the others in proportion."""
+        channels = channels_of(self.irreps)
+        if not self.denoises:
+            return f"{self.output_channels}x{SCALAR}"
+        ratio = self.output_channels / channels[SCALAR]
+        others = {ir: max(round(ratio * mul), 1) for ir, mul in channels.items()}
+        return irreps_of(others | {SCALAR: self.output_channels})
 
     @property
     def harmonics(self) -> str:
@@ -171,7 +197,7 @@ class Equiformer(Architecture):
     def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):
         self.config = config
         scalars = channels_of(config.irreps)[SCALAR]
-        outputs = f"{config.output_channels}x{SCALAR}"
+        outputs, energies = config.output_irreps, f"{config.output_channels}x{SCALAR}"
         self.embedding = normal_param(rngs, (len(config.atomic_numbers), scalars))
         self.embedding_bias = nnx.Param(jnp.zeros(scalars, jnp.float32))
         self.basis = _learned_basis(config, rngs)
@@ -184,51 +210,87 @@ class Equiformer(Architecture):
             ]
         )
         self.norm = FeaturesNorm(outputs, rngs=rngs)
-        self.head_1 = FeaturesLinear(outputs, outputs, rngs=rngs)
-        self.head_2 = FeaturesLinear(outputs, f"1x{SCALAR}", rngs=rngs)
+        self.head_1 = FeaturesLinear(outputs, energies, rngs=rngs)
+        self.head_2 = FeaturesLinear(energies, f"1x{SCALAR}", rngs=rngs)
+        denoises, encoded = config.denoises, "+".join(_encoded_irreps(config))
+        self.force_embedding = (
+            FeaturesLinear(encoded, _matching(config), rngs=rngs) if denoises else None
+        )
+        self.noise_head = (
+            Attention(config, outputs, f"1x{config.vector}", rngs=rngs) if denoises else None
+        )
 
     def node_energies(
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> Float[Array, " nodes"]:
-        config = self.config
-        energies = config.scale * self._output(vectors, graph, self.key) + config.shift
-        if config.zero_isolated:
-            lone = lone_atoms(len(config.atomic_numbers))
-            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], vectors.dtype), (lone.num_edges, 1))
-            isolated = config.scale * self._output(away, lone, None) + config.shift
-            energies = energies - isolated[graph.species]
-        return energies
+        x, _ = self._features(vectors, graph, self.key)
+        return self._energies(x, graph)
 
-    def _output(
+    def denoise(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"] | None, Float[Array, "nodes 3"]]:
+        if self.noise_head is None:
+            return super().denoise(vectors, graph)
+        x, edges = self._features(vectors, graph, self.key)
+        noise = self.noise_head(x, edges, graph, None)[self.config.vector][:, :, 0]
+        return self._energies(x, graph), None, noise
+
+    def _features(
         self, vectors: Float[Array, "edges 3"], graph: Graph, key: Array | None
-    ) -> Float[Array, " nodes"]:
+    ) -> tuple[Features, Edges]:
         config, dtype = self.config, vectors.dtype
-        edges = self._edges(vectors)
+        edges = edges_of(config, self.basis, vectors)
         embedding = self.embedding[...].astype(dtype) + self.embedding_bias[...].astype(dtype)[None]
         x = self.edge_degree(edges, graph)
         x[SCALAR] = x[SCALAR] + embedding[graph.species][:, None]
+        if config.force_input is not None and self.force_embedding is not None:
+            encoded = {
+                ir: config.force_input.encoded(e3nn.Irreps(ir), graph, dtype)[..., None]
+                for ir in _encoded_irreps(config)
+            }
+            x = x | add(self.force_embedding(encoded), x)
         for layer, layer_key in zip(self.layers, split_keys(key, config.num_layers), strict=True):
             x = layer(x, edges, graph, layer_key)
-        hidden = self.head_1(self.norm(x))
-        hidden[SCALAR] = normalized_silu(config.activation)(hidden[SCALAR])
-        return self.head_2(hidden)[SCALAR][:, 0, 0] / float(np.sqrt(config.avg_num_nodes))
+        return self.norm(x), edges
 
-    def _edges(self, vectors: Float[Array, "edges 3"]) -> Edges:
+    def _energies(self, x: Features, graph: Graph) -> Float[Array, " nodes"]:
         config = self.config
-        lengths = safe_norm(vectors)
-        # published models take harmonics of the vector from receiver to sender
-        harmonics = spherical_harmonics(e3nn.Irreps(config.harmonics), -vectors)
-        if self.basis is None:
-            basis = exp_normal_basis(lengths, config.cutoff, config.num_basis)
-        else:
-            basis = self.basis(lengths)
-        return Edges(
-            prepared={product: product.prepare(harmonics) for product in set(_products(config))},
-            basis=basis,
-            envelope=None
-            if config.envelope_p is None
-            else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
-        )
+        energies = self._scaled(x)
+        if config.zero_isolated:
+            dtype = x[SCALAR].dtype
+            lone = lone_atoms(len(config.atomic_numbers))
+            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], dtype), (lone.num_edges, 1))
+            energies = energies - self._scaled(self._features(away, lone, None)[0])[graph.species]
+        return energies
+
+    def _scaled(self, x: Features) -> Float[Array, " nodes"]:
+        config = self.config
+        hidden = self.head_1(x)
+        hidden[SCALAR] = normalized_silu(config.activation)(hidden[SCALAR])
+        outputs = self.head_2(hidden)[SCALAR][:, 0, 0] / float(np.sqrt(config.avg_num_nodes))
+        return config.scale * outputs + config.shift
+
+
+def edges_of(
+    config: EquiformerConfig,
+    learned_basis: LearnedGaussians | LearnedBessel | None,
+    vectors: Float[Array, "edges 3"],
+) -> Edges:
+    """What layers need of edge vectors; without a learned basis the fixed one."""
+    lengths = safe_norm(vectors)
+    # published models take harmonics of the vector from receiver to sender
+    harmonics = spherical_harmonics(e3nn.Irreps(config.harmonics), -vectors)
+    if learned_basis is None:
+        basis = exp_normal_basis(lengths, config.cutoff, config.num_basis)
+    else:
+        basis = learned_basis(lengths)
+    return Edges(
+        prepared={product: product.prepare(harmonics) for product in set(_products(config))},
+        basis=basis,
+        envelope=None
+        if config.envelope_p is None
+        else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
+    )
 
 
 def _learned_basis(
@@ -240,6 +302,18 @@ def _learned_basis(
         case RadialBasis.BESSEL:
             return LearnedBessel(config.cutoff, config.num_basis, rngs=rngs)
     return None
+
+
+def _encoded_irreps(config: EquiformerConfig) -> list[str]:
+    """Those harmonics of forces that the nodes have channels of."""
+    channels = channels_of(config.irreps)
+    return [str(ir) for _, ir in e3nn.Irreps(config.harmonics) if str(ir) in channels]
+
+
+def _matching(config: EquiformerConfig) -> str:
+    """The nodes' channels of those."""
+    channels = channels_of(config.irreps)
+    return irreps_of({ir: channels[ir] for ir in _encoded_irreps(config)})
 
 
 def _products(config: EquiformerConfig) -> tuple[Depthwise, Depthwise]:
@@ -320,13 +394,21 @@ class Attention(nnx.Module):
     for each head; see :class:`Message`.
     """
 
-    def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EquiformerConfig,
+        irreps_in: str | None = None,  # None: those of the nodes
+        irreps_out: str | None = None,  # likewise
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         irreps, heads, num_heads = config.irreps, _heads(config), config.num_heads
+        irreps_in = irreps if irreps_in is None else irreps_in
         into_nodes, into_heads = _products(config)
         alphas = channels_of(config.head_irreps)[SCALAR]
-        self.from_sender = FeaturesLinear(irreps, irreps, rngs=rngs)
-        self.from_receiver = FeaturesLinear(irreps, irreps, use_bias=False, rngs=rngs)
+        self.from_sender = FeaturesLinear(irreps_in, irreps, rngs=rngs)
+        self.from_receiver = FeaturesLinear(irreps_in, irreps, use_bias=False, rngs=rngs)
         if config.message == Message.NONLINEAR:
             self.radial = _radial(config, into_nodes, rngs)
             scalars = f"{num_heads * alphas}x{SCALAR}"
@@ -340,7 +422,11 @@ class Attention(nnx.Module):
             both = irreps_of(channels | {SCALAR: channels[SCALAR] + num_heads * alphas})
             self.to_both = FeaturesLinear(into_heads.irreps_out, both, rngs=rngs)
         self.dot = uniform_param(rngs, (num_heads, alphas), (6 / (num_heads + alphas)) ** 0.5)
-        self.linear = FeaturesLinear(heads, irreps, rngs=rngs)
+        self.linear = (
+            FeaturesLinear(heads, irreps, rngs=rngs)
+            if irreps_out is None
+            else FeaturesLinear(heads, irreps_out, use_bias=False, rngs=rngs)
+        )
 
     def __call__(self, x: Features, edges: Edges, graph: Graph, key: Array | None) -> Features:
         config = self.config

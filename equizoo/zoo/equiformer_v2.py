@@ -12,35 +12,31 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from equizoo.graph import (
-    Graph,
-    gather_receivers,
-    gather_senders,
-    softmax_receivers,
-    sum_graphs,
-    sum_receivers,
-)
+from equizoo.graph import Graph, softmax_receivers, sum_graphs
 from equizoo.layers.distance_basis import gaussian_smearing
+from equizoo.layers.force_encoding import ForceInput
 from equizoo.layers.gating import smooth_leaky_relu
 from equizoo.layers.harmonics import safe_norm
 from equizoo.layers.isolated import lone_atoms
 from equizoo.layers.linear import normal_param
 from equizoo.layers.norm import LayerNorm
+from equizoo.layers.products import Products
 from equizoo.layers.radial import polynomial_envelope
 from equizoo.layers.radial_network import Affine, RadialNetwork, uniform_param
-from equizoo.layers.so2 import SO2Linear, frame_order, frame_rows, frame_scales
-from equizoo.layers.sphere_grid import grid_matrices
+from equizoo.layers.so2 import (
+    SO2Linear,
+    ends_in_frames,
+    frame_order,
+    frame_rows,
+    frame_scales,
+    sum_from_frames,
+)
+from equizoo.layers.sphere_grid import Grid, grid_matrices
 from equizoo.layers.stochastic import dropout, keep_path, split_keys
 from equizoo.layers.uniform import JointNorm, SeparateNorm, UniformLinear
 from equizoo.neighbors import NeighborLimit
-from equizoo.zoo._base import Architecture, ArchitectureConfig, Symmetry
-
-
-class Forces(enum.StrEnum):
-    """Where forces come from: minus the ``gradient`` of the energy, or a ``direct`` head."""
-
-    GRADIENT = "gradient"
-    DIRECT = "direct"
+from equizoo.tensor_products._base import natural_irreps
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Forces, Symmetry
 
 
 class Norm(enum.StrEnum):
@@ -74,8 +70,10 @@ class EquiformerV2Config(ArchitectureConfig):
     l_max: int = 6
     m_max: int = 2  # in the frames of edges
     num_basis: int = 600
-    grid_points: int = 18  # latitudes, and longitudes, of the sphere
+    grid_points: int = 18  # of the sphere
+    grid: Grid = Grid.GAUSS  # published: Grid.FEJER
     norm: Norm = Norm.SEPARATE
+    products: Products = Products.FULL  # of convolutions in frames and feed-forward networks
     forces: Forces = Forces.GRADIENT
     envelope_p: int | None = 5  # makes energies smooth at the cutoff; None: as published
     neighbor_limit: NeighborLimit | None = None  # published: the 20 nearest; energies then jump
@@ -86,6 +84,7 @@ class EquiformerV2Config(ArchitectureConfig):
     force_scale: float = 1.0  # [eV/Å] of the network's direct forces
     offset: float = 0.0  # [eV] per structure
     zero_isolated: bool = True  # subtract what an isolated atom of the species would get
+    force_input: ForceInput | None = None  # and a head for noise, to train with denoising
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,7 +100,9 @@ class EquiformerV2Config(ArchitectureConfig):
                 f"offset is {self.offset} eV with zero_isolated=True, which makes isolated atoms "
                 "their reference energy; set offset=0, or zero_isolated=False."
             )
-        grid_matrices(self.l_max, self.grid_points)  # raises where the grid is too coarse
+        grid_matrices(
+            self.l_max, self.grid_points, self.grid
+        )  # raises where the grid is too coarse
 
     @property
     def symmetry(self) -> Symmetry:
@@ -116,12 +117,16 @@ class EquiformerV2Config(ArchitectureConfig):
         return self.forces == Forces.GRADIENT
 
     @property
+    def denoises(self) -> bool:
+        return self.force_input is not None
+
+    @property
     def limit(self) -> NeighborLimit | None:
         return self.neighbor_limit
 
     @property
     def defect(self) -> float:
-        return 1e-2
+        return 1e-2 if self.products is Products.FULL else 5e-2
 
     def build(self, *, rngs: nnx.Rngs) -> "EquiformerV2":
         return EquiformerV2(self, rngs=rngs)
@@ -132,6 +137,7 @@ _PUBLISHED: dict[str, Any] = {
     "envelope_p": None,
     "neighbor_limit": NeighborLimit(20),
     "zero_isolated": False,
+    "grid": Grid.FEJER,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "oc20_83m": _PUBLISHED,
@@ -164,6 +170,11 @@ class EquiformerV2(Architecture):
         self.energy_head = FeedForward(config, 1, rngs=rngs)
         direct = config.forces == Forces.DIRECT
         self.force_head = Attention(config, 1, dropout=0.0, rngs=rngs) if direct else None
+        denoises = config.denoises
+        self.force_embedding = (
+            UniformLinear(config.l_max, 1, config.channels, rngs=rngs) if denoises else None
+        )
+        self.noise_head = Attention(config, 1, dropout=0.0, rngs=rngs) if denoises else None
 
     def node_energies(
         self, vectors: Float[Array, "edges 3"], graph: Graph
@@ -174,10 +185,24 @@ class EquiformerV2(Architecture):
     def energies_and_forces(
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"]]:
-        assert self.force_head is not None  # the config says that forces are direct
         x, edges = self._features(vectors, graph, self.key)
-        forces = self.force_head(x, edges, graph, None)[:, 1:4, 0]
-        return self._energies(x, graph), self.config.force_scale * forces
+        return self._energies(x, graph), self._forces(x, edges, graph)
+
+    def denoise(
+        self, vectors: Float[Array, "edges 3"], graph: Graph
+    ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"] | None, Float[Array, "nodes 3"]]:
+        if self.noise_head is None:
+            return super().denoise(vectors, graph)
+        x, edges = self._features(vectors, graph, self.key)
+        noise = self.noise_head(x, edges, graph, None)[:, 1:4, 0]
+        forces = None if self.force_head is None else self._forces(x, edges, graph)
+        return self._energies(x, graph), forces, noise
+
+    def _forces(
+        self, x: Float[Array, "nodes dim channels"], edges: Edges, graph: Graph
+    ) -> Float[Array, "nodes 3"]:
+        assert self.force_head is not None  # the config says that forces are direct
+        return self.config.force_scale * self.force_head(x, edges, graph, None)[:, 1:4, 0]
 
     def _features(
         self, vectors: Float[Array, "edges 3"], graph: Graph, key: Array | None
@@ -193,6 +218,11 @@ class EquiformerV2(Architecture):
         )
         embedding = self.embedding[...].astype(vectors.dtype)[graph.species]
         x = self.edge_degree(edges, graph).at[:, 0].add(embedding)
+        if config.force_input is not None and self.force_embedding is not None:
+            irreps = natural_irreps(config.l_max)
+            x = x + self.force_embedding(
+                config.force_input.encoded(irreps, graph, x.dtype)[..., None]
+            )
         for layer, layer_key in zip(self.layers, split_keys(key, config.num_layers), strict=True):
             x = layer(x, edges, graph, layer_key)
         return self.norm(x), edges
@@ -249,8 +279,8 @@ class EdgeDegree(nnx.Module):
         axial = axial.reshape(graph.num_edges, config.l_max + 1, config.channels)
         scales = frame_scales(config.l_max, config.m_max)[: config.l_max + 1]
         axial = axial * jnp.asarray(scales, axial.dtype)[None, :, None]
-        back = jnp.einsum("eki,ekc->eic", edges.rows[:, : config.l_max + 1], axial)
-        return sum_receivers(back, graph) / config.avg_num_neighbors
+        rows = edges.rows[:, : config.l_max + 1]
+        return sum_from_frames(axial, rows, graph) / config.avg_num_neighbors
 
 
 class Layer(nnx.Module):
@@ -293,10 +323,16 @@ class Attention(nnx.Module):
         heads, alphas = config.num_heads, config.alpha_channels
         values = heads * config.value_channels
         self.conv_1 = SO2Linear(
-            l_max, m_max, 2 * config.channels, hidden, scalars=heads * alphas + hidden, rngs=rngs
+            l_max,
+            m_max,
+            2 * config.channels,
+            hidden,
+            scalars=heads * alphas + hidden,
+            products=config.products,
+            rngs=rngs,
         )
         self.weights = EdgeFeatures(config, self.conv_1.num_weights, rngs=rngs)
-        self.conv_2 = SO2Linear(l_max, m_max, hidden, values, rngs=rngs)
+        self.conv_2 = SO2Linear(l_max, m_max, hidden, values, products=config.products, rngs=rngs)
         self.norm = LayerNorm(alphas, rngs=rngs)
         self.dot = uniform_param(rngs, (heads, alphas), alphas**-0.5)
         self.linear = UniformLinear(l_max, values, channels_out, rngs=rngs)
@@ -305,8 +341,7 @@ class Attention(nnx.Module):
         self, x: Float[Array, "nodes dim channels"], edges: Edges, graph: Graph, key: Array | None
     ) -> Float[Array, "nodes dim channels_out"]:
         config = self.config
-        ends = jnp.concatenate([gather_senders(x, graph), gather_receivers(x, graph)], axis=2)
-        in_frame = jnp.einsum("eki,eic->ekc", edges.rows, ends)
+        in_frame = ends_in_frames(x, edges.rows, graph)
         scalars, hidden = self.conv_1(in_frame, self.weights(edges.basis, graph))
         alphas, gates = jnp.split(scalars, [config.num_heads * config.alpha_channels], axis=1)
         _, values = self.conv_2(self._activated(hidden, gates))
@@ -315,8 +350,7 @@ class Attention(nnx.Module):
         by_head = values.reshape(*values.shape[:2], config.num_heads, -1)
         weighted = (by_head * alpha[:, None, :, None]).reshape(values.shape)
         scales = jnp.asarray(frame_scales(config.l_max, config.m_max), x.dtype)[None, :, None]
-        back = jnp.einsum("eki,ekc->eic", edges.rows, weighted * scales)
-        return self.linear(sum_receivers(back, graph))
+        return self.linear(sum_from_frames(weighted * scales, edges.rows, graph))
 
     def _logits(self, alphas: Float[Array, "edges _"]) -> Float[Array, "edges heads"]:
         by_head = alphas.reshape(len(alphas), self.config.num_heads, -1)
@@ -332,7 +366,7 @@ class Attention(nnx.Module):
         scales = frame_scales(config.l_max, config.m_max)
         to, back = (
             jnp.asarray(matrix[:, order] * scales, x.dtype)
-            for matrix in grid_matrices(config.l_max, config.grid_points)
+            for matrix in grid_matrices(config.l_max, config.grid_points, config.grid, config.m_max)
         )
         values = jax.nn.silu(jnp.einsum("pk,ekc->epc", to, x))
         rest = jnp.einsum("pk,epc->ekc", back[:, 1:], values)
@@ -344,26 +378,33 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: EquiformerV2Config, channels_out: int, *, rngs: nnx.Rngs):
         self.config = config
-        hidden = config.ffn_channels
-        self.linear_1 = UniformLinear(config.l_max, config.channels, hidden, rngs=rngs)
+        hidden, products = config.ffn_channels, config.products
+        self.linear_1 = UniformLinear(
+            config.l_max, config.channels, hidden, products=products, rngs=rngs
+        )
         self.scalars = Affine(config.channels, hidden, rngs=rngs)
         self.pointwise = nnx.List(
             [uniform_param(rngs, (hidden, hidden), hidden**-0.5) for _ in range(3)]
         )
-        self.linear_2 = UniformLinear(config.l_max, hidden, channels_out, rngs=rngs)
+        self.linear_2 = UniformLinear(
+            config.l_max, hidden, channels_out, products=products, rngs=rngs
+        )
 
     def __call__(
         self, x: Float[Array, "nodes dim channels"]
     ) -> Float[Array, "nodes dim channels_out"]:
+        config = self.config
         to, back = (
             jnp.asarray(matrix, x.dtype)
-            for matrix in grid_matrices(self.config.l_max, self.config.grid_points)
+            for matrix in grid_matrices(config.l_max, config.grid_points, config.grid)
         )
         scalars = jax.nn.silu(self.scalars(x[:, 0]))
         first, second, third = (param[...].astype(x.dtype) for param in self.pointwise)
-        values = jnp.einsum("pi,nic->npc", to, self.linear_1(x)) @ first
-        values = jax.nn.silu(jax.nn.silu(values) @ second) @ third
-        rest = jnp.einsum("pi,npc->nic", back[:, 1:], values)
+        # what is linear before and after the sphere acts on coefficients, fewer than points
+        of = config.products.of
+        values = jnp.einsum("pi,nic->npc", to, of(self.linear_1(x), first))
+        values = jax.nn.silu(of(jax.nn.silu(values), second))
+        rest = of(jnp.einsum("pi,npc->nic", back[:, 1:], values), third)
         return self.linear_2(jnp.concatenate([scalars[:, None], rest], axis=1))
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from equizoo.data import DATASETS, LabelKeys, datasets, list_datasets, load_dataset
-from equizoo.data.datasets import content_sha256, find_file
+from equizoo.data.datasets import content_sha256, find_file, join_datasets
 from equizoo.data.frames import OPENERS
+from equizoo.data.readers import join
 from equizoo.structure import EnergyReference
 
 DATA = [Path(folder) for folder in os.environ.get("EQUIZOO_DATA", "").split(os.pathsep) if folder]
@@ -89,6 +90,33 @@ def test_the_bundled_set_needs_nothing(monkeypatch, tmp_path, split):
     assert dataset.level_of_theory == "PBE/def2-SVP"
     assert set(dataset.isolated_atoms) == {1, 6, 7, 8}
     assert dataset.elements == (1, 6, 7, 8)
+
+
+def test_a_pattern_is_all_sets_of_one_level_of_theory():
+    both = load_dataset("formamide/*")
+    parts = [load_dataset(f"formamide/{split}") for split in ("train", "test")]
+    assert both.name == "formamide/*" and len(both) == sum(map(len, parts))
+    assert both.report.frames == sum(part.report.frames for part in parts)
+    assert both.report.labels["forces"] == len(both)
+    assert both.isolated_atoms == parts[0].isolated_atoms
+    ends = both.structures[0], both.structures[-1]
+    assert [s.energy for s in ends] == [
+        parts[0].structures[0].energy,
+        parts[1].structures[-1].energy,
+    ]
+    other = dataclasses.replace(parts[1], level_of_theory="PBE0", name="other")
+    with pytest.raises(
+        ValueError, match=r"'PBE/def2-SVP' \(formamide/train\) and 'PBE0' \(other\)"
+    ):
+        join([parts[0], other], "both")
+    other = dataclasses.replace(parts[1], energy_reference=EnergyReference.FORMATION)
+    with pytest.raises(ValueError, match="would mix two energy references"):
+        join([parts[0], other], "both")
+    other = dataclasses.replace(parts[1], isolated_atoms={1: -13.0})
+    with pytest.raises(ValueError, match="has the isolated atom 1 at -13.0 eV"):
+        join([parts[0], other], "both")
+    with pytest.raises(ValueError, match="formamide/q"):
+        load_dataset("formamide/q*")
 
 
 def test_local_folders_come_first_and_compression_does_not_matter(toy, tmp_path):
@@ -254,3 +282,18 @@ def test_fixed_atoms_of_a_slab_keep_their_forces():
     assert structure.info["fixed"].any()
     assert np.abs(structure.forces[structure.info["fixed"]]).max() > 0.01
     assert structure.info["tags"].max() == 2
+
+
+def test_data_sets_together():
+    parts = [load_dataset(f"formamide/{split}") for split in ("train", "test")]
+    joined = join_datasets(parts)
+    assert joined.structures == parts[0].structures + parts[1].structures
+    assert joined.name == "formamide/train + formamide/test"
+    assert joined.report.kept == sum(part.report.kept for part in parts) == len(joined)
+    assert joined.report.labels["forces"] == len(joined)
+    assert join_datasets(parts[:1]).structures == parts[0].structures
+    other = dataclasses.replace(parts[1], level_of_theory="HF/STO-3G")
+    with pytest.raises(ValueError, match="differ in level_of_theory, .* Train on one"):
+        join_datasets([parts[0], other])
+    with pytest.raises(ValueError, match="no data sets to join"):
+        join_datasets([])

@@ -25,6 +25,8 @@ from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.cp_decomposed import (
     TABLES,
     CPDecomposed,
+    Given,
+    Normalization,
     Schedule,
     Tolerance,
     table,
@@ -358,11 +360,16 @@ def test_a_folder_that_cannot_be_written_is_reported(cache, caplog):
         (CPDecomposed(rank=7), 7),
         (CPDecomposed(rank=Schedule.SEVEN_L2), "7L2"),
         (CPDecomposed(rank=Tolerance(0.01)), {"defect": 0.01}),
+        (
+            CPDecomposed(rank=Given(((1.0,),), ((0.5, 2.0),), ((1.5,),))),
+            {"first": [[1.0]], "second": [[0.5, 2.0]], "result": [[1.5]]},
+        ),
     ],
     ids=repr,
 )
 def test_options_are_written_and_read(product, written):
-    assert to_dict(product) == {"name": "cp_decomposed", "rank": written}
+    expected = {"name": "cp_decomposed", "rank": written, "normalization": "variance"}
+    assert to_dict(product) == expected
     read = from_json(TensorProduct, to_json(product))
     assert read == product and repr(read) == repr(product)
 
@@ -370,8 +377,8 @@ def test_options_are_written_and_read(product, written):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("8L", "rank: expected int or .*Schedule.* or the fields of Tolerance, got '8L'"),
-        (7.5, "rank: expected int or .*Schedule.* or the fields of Tolerance, got 7.5"),
+        ("8L", "rank: expected int or .*Schedule.* or the fields of Tolerance.*, got '8L'"),
+        (7.5, "rank: expected int or .*Schedule.* or the fields of Tolerance.*, got 7.5"),
         ({"rank": 7}, "rank: expected int or .*Schedule.* or the fields of Tolerance"),
         (0, "rank is 0, expected at least 1"),
     ],
@@ -379,6 +386,32 @@ def test_options_are_written_and_read(product, written):
 def test_what_is_refused_in_a_file(written, message):
     with pytest.raises(ValueError, match=message):
         from_dict(TensorProduct, {"name": "cp_decomposed", "rank": written})
+
+
+def test_given_factors_are_taken_as_they_are():
+    """Bare, they are the map; of whatever defect."""
+    irreps, rng = "0e+1e", np.random.default_rng(0)
+    factors = Factors(*rng.normal(size=(3, 7, 4)))
+    given = Given(*(tuple(map(tuple, part.tolist())) for part in factors))
+    bound = CPDecomposed(given, Normalization.WIGNER).bind(irreps, irreps, irreps)
+    np.testing.assert_allclose(np.sum(bound.dense(), axis=0), tensor_of(factors), atol=1e-12)
+    assert not bound.exact and bound.terms == 7
+    np.testing.assert_allclose(bound.defect, equivariance_defect(bound), rtol=1e-8)
+    with pytest.raises(ValueError, match=r"dimensions \[4, 4, 4\]; .* has \[4, 4, 1\]"):
+        CPDecomposed(given).bind(irreps, irreps, "0e")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (((1.0,),), ((1.0,), (2.0,)), ((1.0,),)),
+        (((1.0,), (1.0, 2.0)), ((1.0,), (2.0,)), ((1.0,), (2.0,))),
+        ((), (), ()),
+    ],
+)
+def test_factors_that_fit_nothing(rows):
+    with pytest.raises(ValueError, match="as many rows each"):
+        Given(*rows)
 
 
 def test_what_is_refused_in_python():

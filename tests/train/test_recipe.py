@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_structures
+from flax import nnx
 
 from equizoo.config import from_dict, to_dict
+from equizoo.data.datasets import DATASETS
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import Given, LeastSquares, RefitFromModel
 from equizoo.eval.potential import load
@@ -15,6 +18,7 @@ from equizoo.structure import EnergyReference
 from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.finetune import finetune
+from equizoo.train.optimizer import match_paths
 from equizoo.train.recipe import (
     DataConfig,
     Recipe,
@@ -24,7 +28,13 @@ from equizoo.train.recipe import (
     prepare_data,
     train,
 )
+from equizoo.zoo._base import ArchitectureConfig
 
+RUNNABLE = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.json"))
+    if not path.stem.endswith(".provenance")
+]
 MODEL = {
     "architecture": "mace",
     "format": 1,
@@ -78,6 +88,27 @@ def test_a_recipe_round_trips_through_json(recipe, tmp_path):
         from_dict(Recipe, fields)
     with pytest.raises(ValueError, match="There is no recipe"):
         load_recipe(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_recipes_of_the_project_can_be_run(path):
+    """Their fields are known, their data sets too, and a model can be made of them."""
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    names = (recipe.data.train,) if isinstance(recipe.data.train, str) else recipe.data.train
+    assert set(names) | set(recipe.data.test) <= set(DATASETS)
+    fields = {"atomic_numbers": [1, 6, 7, 8], "avg_num_neighbors": 10.0} | dict(recipe.model)
+    config = from_dict(ArchitectureConfig, fields, str(path))
+    assert config.denoises or recipe.training.auxiliary is None
+    params = nnx.state(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))), nnx.Param)
+    match_paths(params, recipe.training.optimizer.frozen)
+
+
+def test_several_data_sets_are_used_together(data_file):
+    config = DataConfig(train=(str(data_file), str(data_file)), num_valid=8)
+    data = prepare_data(config)
+    assert len(data.train) + len(data.valid) == 48
+    assert from_dict(DataConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_a_run_leaves_everything_a_reader_needs(trained):
@@ -202,8 +233,6 @@ def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
 
 
 def test_frozen_layers_of_a_fine_tuned_model_are_the_base_models(trained, data_file, tmp_path):
-    from flax import nnx
-
     training = dataclasses.replace(
         TRAINING, epochs=1, optimizer=Optimizer(frozen=("layers.*", "embedding"))
     )

@@ -14,7 +14,9 @@ from equizoo.graph import Budget, batch_frames, unbatch_nodes
 from equizoo.neighbors import NeighborLimit
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
+from equizoo.tensor_products.cp_decomposed import Schedule
 from equizoo.zoo._base import energy_forces_stress
+from equizoo.zoo.tdn import PUBLISHED, published_product
 
 CUTOFF = 3.5  # [Å]
 ELEMENTS = (1, 6, 8)
@@ -56,8 +58,13 @@ SMALL = {
 VARIANTS = {
     "equiformer_v2 as published": {
         "forces": "direct", "envelope_p": None, "zero_isolated": False, "norm": "joint",
-        "neighbor_limit": NeighborLimit(8),
+        "neighbor_limit": NeighborLimit(8), "grid": "fejer",
     },
+    # direct forces are in test_tdn: symmetry can make them zero, and leave noise to compare
+    "tdn as published": PUBLISHED
+    | {"l_max": 1, "tensor_product": published_product(Schedule.EXACT), "forces": "gradient"},
+    "tdn at the paper's rank": {"l_max": 1, "tensor_product": published_product()},
+    "tdn with both parities": {"parity": "both", "l_max": 1},
 }  # fmt: skip
 CASES = [*ARCHITECTURES, *VARIANTS]
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from equiformer_v2_oracle import Oracle, grid, published_frames, random_state
 from flax import nnx
-from small_models import STRUCTURES, SmallModel, assert_close, molecule, small_config, turned
+from small_models import FLAT, STRUCTURES, SmallModel, assert_close, molecule, small_config, turned
 
+from equizoo.layers.products import Products
 from equizoo.layers.so2 import frame_order, frame_rows
-from equizoo.layers.sphere_grid import grid_matrices
+from equizoo.layers.sphere_grid import Grid, grid_matrices
 from equizoo.neighbors import NeighborLimit, nearest_neighbors, neighbor_list
 from equizoo.tensor_products._so3 import rotations_to_pole
 from equizoo.zoo._convert.equiformer_v2 import convert, read_dump
@@ -199,6 +200,24 @@ def test_grids(l_max, points):
         grid_matrices(l_max, 2 * l_max)
 
 
+@pytest.mark.parametrize(
+    ("l_max", "points", "m_max"), [(3, 8, 2), (3, 10, 2), (6, 20, 2), (6, 20, None)]
+)
+def test_gauss_grids_resolve_as_much_with_fewer_points(l_max, points, m_max):
+    """Coefficients of a function come back, and those of its square as from many points."""
+    to, back = grid_matrices(l_max, points, Grid.GAUSS, m_max)
+    assert len(to) == (points + 1) // 2 * (points if m_max is None else min(points, 4 * m_max + 2))
+    order = np.arange((l_max + 1) ** 2) if m_max is None else frame_order(l_max, m_max)
+    to, back = to[:, order], back[:, order]
+    np.testing.assert_allclose(back.T @ to, np.eye(len(order)), atol=1e-12)
+    if points > 3 * l_max:  # the degree of the integrand
+        fine, fine_back = (matrix[:, order] for matrix in grid_matrices(l_max, 4 * l_max + 4))
+        x = np.random.default_rng(0).normal(size=len(order))
+        np.testing.assert_allclose(
+            back.T @ (to @ x) ** 2, fine_back.T @ (fine @ x) ** 2, atol=1e-10
+        )
+
+
 # ---- sizes and options -------------------------------------------------------------------------
 
 
@@ -232,12 +251,39 @@ def test_a_finer_grid_turns_better():
     assert defects[0] > 10 * defects[1] > 100 * defects[2]
 
 
+@pytest.mark.parametrize("forces", [Forces.GRADIENT, Forces.DIRECT])
+def test_rounded_products_cost_less_than_three_percent(forces):
+    """Errors of energies and forces, relative to the largest, against the same weights in full."""
+    wide = {"channels": 16, "hidden_channels": 8, "ffn_channels": 16, "forces": forces}
+    full = SmallModel(small_config("equiformer_v2", **wide))
+    rounded = SmallModel(small_config("equiformer_v2", products=Products.BFLOAT16, **wide))
+    expected, found = (
+        [model.one(molecule(seed), dtype=np.float32) for seed in range(2)]
+        for model in (full, rounded)
+    )
+    largest = max(abs(float(energy)) for energy, _, _ in expected)
+    for (energy, forces_in_full, _), (other, rounded_forces, _) in zip(
+        expected, found, strict=True
+    ):
+        assert abs(float(other) - float(energy)) < 0.03 * largest
+        difference = np.abs(rounded_forces - forces_in_full).max()
+        assert 1e-5 < difference / np.abs(forces_in_full).max() < 0.03
+
+
+def test_rows_and_flat_edges_give_the_same():
+    """One matrix product for each node, or one for each edge and a sum."""
+    for forces in (Forces.GRADIENT, Forces.DIRECT):
+        model = SmallModel(small_config("equiformer_v2", forces=forces))
+        for structure in (molecule(), STRUCTURES["triclinic"]):
+            assert_close(model.one(structure), model.one(structure, budget=FLAT), 1e-11)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"m_max": 3}, "must lie between"),
         ({"grid_points": 4}, "does not resolve"),
-        ({"grid_points": 7}, "even number"),
+        ({"grid_points": 7, "grid": Grid.FEJER}, "even number"),
         ({"alpha_dropout": -0.1}, "expected a rate"),
         ({"num_layers": 0}, "at least 1"),
         ({"offset": 1.0}, "zero_isolated"),

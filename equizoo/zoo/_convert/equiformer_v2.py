@@ -14,9 +14,11 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from equizoo.config import parse_json
+from equizoo.layers.sphere_grid import Grid
 from equizoo.neighbors import NeighborLimit
+from equizoo.zoo._base import Forces
 from equizoo.zoo._convert.equiformer_v2_dump import ARRAYS, FORMAT, SETTINGS, VERSION
-from equizoo.zoo.equiformer_v2 import EquiformerV2Config, Forces, Norm
+from equizoo.zoo.equiformer_v2 import EquiformerV2Config, Norm
 
 NORMS = {"layer_norm_sh": Norm.SEPARATE, "rms_norm_sh": Norm.JOINT}
 # Settings with one value that is covered, and what the original takes where they are not given.
@@ -137,6 +139,7 @@ def _config(
         m_max=int(m_max),
         num_basis=_num_basis(arrays),
         grid_points=int(model["grid_resolution"]),
+        grid=Grid.FEJER,
         norm=NORMS[model.get("norm_type", "rms_norm_sh")],
         forces=Forces.DIRECT if model.get("regress_forces", True) else Forces.GRADIENT,
         envelope_p=None,
