@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from equizoo.compile_cache import use_compile_cache
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
 from equizoo.registry import MODELS, UnknownName, list_models, shown_elements
 from equizoo.structure import EnergyReference
@@ -180,7 +181,7 @@ def train(
         loaded = dataclasses.replace(
             loaded, training=dataclasses.replace(loaded.training, epochs=epochs)
         )
-    _use_compile_cache()
+    use_compile_cache()
     result = run(loaded, out, resume=resume)
     if result is None:
         _print_interrupted(out)
@@ -236,7 +237,7 @@ def finetune(
     from equizoo.train.finetune import finetune_training
     from equizoo.train.recipe import DataConfig
 
-    _use_compile_cache()
+    use_compile_cache()
     result = run(
         load(name),
         DataConfig(
@@ -292,7 +293,7 @@ def evaluate(
     from equizoo.eval.evaluate import evaluate as run
     from equizoo.eval.potential import load
 
-    _use_compile_cache()
+    use_compile_cache()
     dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
     evaluation = run(load(name), dataset, dtype=dtype, progress=json != Path("-"))
     if plot is not None:
@@ -321,7 +322,7 @@ def predict(
     from equizoo.data.readers import LabelKeys, read_structures, write_structures
     from equizoo.eval.potential import load
 
-    _use_compile_cache()
+    use_compile_cache()
     keys = LabelKeys(energy=None, forces=None, stress=None)
     dataset = read_structures(structures, keys, require=())
     if out.exists():
@@ -367,7 +368,7 @@ def convert_mace_torch(
     from equizoo.eval import convert_mace_torch as to
     from equizoo.eval.checkpoints import convert_released
 
-    _use_compile_cache()
+    use_compile_cache()
     if dump_only:
         to.dump_mace_torch(source, _required(out, "dump"), trust=trust, python=python)
         _show_folder({}, out, json)
@@ -426,7 +427,7 @@ def convert_equiformer_v2(
     from equizoo.eval import convert_equiformer_v2 as to
     from equizoo.eval.checkpoints import convert_released
 
-    _use_compile_cache()
+    use_compile_cache()
     if dump_only:
         to.dump_equiformer_v2(source, _required(out, "dump"), raw=raw, python=python)
         _show_folder({}, out, json)
@@ -490,7 +491,7 @@ def convert_tdn(
     """
     from equizoo.eval import convert_tdn as to
 
-    _use_compile_cache()
+    use_compile_cache()
     if dump_only:
         to.dump_tdn(source, out, factors=factors, raw=raw, python=python)
         _show_folder({}, out, json)
@@ -553,7 +554,7 @@ def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -
     """
     from equizoo.train.demo import run
 
-    _use_compile_cache()
+    use_compile_cache()
     _emit(run(out, epochs), json)
 
 
@@ -687,19 +688,6 @@ def _use_huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _use_compile_cache() -> None:
-    """Compiled programs are kept between commands, in a folder that only the user can read."""
-    import jax
-
-    from equizoo.registry import cache_folder
-
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    folder = cache_folder() / "jax"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _card_facts(entry: Any) -> dict[str, Any]:

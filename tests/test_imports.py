@@ -15,6 +15,7 @@ import equizoo
 
 PACKAGE = Path(equizoo.__file__).parent
 ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub", "device"}
+ROOT |= {"compile_cache", "host_memory"}
 LAYERED = ["root", "tensor_products", "layers", "zoo", "eval", "train", "cli"]
 MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
     "data": {"root", "data"},

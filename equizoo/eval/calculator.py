@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from equizoo.compile_cache import use_compile_cache
 from equizoo.eval.packing import budget_with_headroom
 from equizoo.eval.potential import DTYPES, Potential
 from equizoo.graph import Budget, Frame
@@ -19,7 +20,8 @@ class EquizooCalculator(Calculator):
     Room for a quarter more neighbours is kept, so that a run compiles once, and again only when the
     structure has become denser than that. ``stress`` exists for cells periodic along all three
     axes (xx, yy, zz, yz, xz, xy, tension positive), ``energies`` are per atom with reference
-    energies.
+    energies. Compiled programs are kept for the next process, see
+    :func:`equizoo.compile_cache.use_compile_cache`.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -28,6 +30,7 @@ class EquizooCalculator(Calculator):
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
+        use_compile_cache()
         self.potential, self.dtype = potential, dtype
         self._budgets: dict[int, Budget] = {}  # by number of atoms
 

@@ -22,6 +22,7 @@ from equizoo.config import from_dict, to_dict
 from equizoo.eval.golden import check_golden_outputs, golden_outputs
 from equizoo.eval.packing import BudgetSet, pack
 from equizoo.graph import Budget, Frame, batch_frames, unbatch_nodes
+from equizoo.host_memory import keep_freed_memory
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
 from equizoo.structure import EnergyReference, Structure
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
@@ -413,6 +414,7 @@ def load(
     configuration asks for (all problems listed), or the outputs differ; see
     :func:`equizoo.registry.find_model_folder` for names.
     """
+    keep_freed_memory()
     if str(spec) in MODELS and MODELS[str(spec)].checkpoint is not None:
         from equizoo.eval.checkpoints import ensure_converted  # which builds on this module
 

@@ -5,6 +5,7 @@ import enum
 from typing import Literal
 
 from equizoo.train.denoising import Denoising
+from equizoo.zoo._base import Remat
 
 
 class Errors(enum.StrEnum):
@@ -17,6 +18,13 @@ class Errors(enum.StrEnum):
 
     SQUARES = "squares"
     NORMS = "norms"
+
+
+class WhenTooLarge(enum.StrEnum):
+    """What to do before the first step when the memory forecast says that it will not fit."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,8 @@ class TrainConfig:
     validate_every: int = 1  # epochs
     checkpoint_every: int = 200  # steps
     early_stop: int | None = None  # epochs without improvement on the validation set
+    remat: Remat = Remat.NONE  # what is computed again for derivatives, to save memory
+    when_too_large: WhenTooLarge = WhenTooLarge.REFUSE
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "validate_every", "checkpoint_every"):

@@ -22,9 +22,10 @@ from equizoo.graph import Frame
 from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
 from equizoo.train.loss import ErrorSums
+from equizoo.train.memory import forecast, require_fit
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
 from equizoo.train.progress import LiveProgress, RunLog
-from equizoo.train.step import init_state, make_train_step, make_validation_step
+from equizoo.train.step import TrainState, init_state, make_train_step, make_validation_step
 from equizoo.zoo._base import Architecture, ArchitectureConfig
 
 
@@ -83,6 +84,7 @@ def fit(
             optimizer,
             weights,
             config.optimizer.ema_decay,
+            config.remat,
             _noise_weight(config, total_steps),
         )
         for weights in _stages(config)
@@ -101,6 +103,9 @@ def fit(
         meta.pop("step")
         progress = Progress(**meta)
     first_step = int(state.step)
+    if first_step < total_steps:
+        weights = _loss_at(config, first_step / total_steps)
+        step_of[weights] = _fitting(step_of[weights], state, stream, config)
     log = RunLog(folder, first_step)
     live = LiveProgress(total_steps, first_step, title)
     started = time.monotonic() - progress.seconds
@@ -187,6 +192,18 @@ def _noise_weight(
 ) -> Callable[[Int[Array, ""]], Float[Array, ""]] | None:
     auxiliary = config.auxiliary
     return None if auxiliary is None else lambda step: auxiliary.weight_at(step, total_steps)
+
+
+def _fitting(step: Any, state: TrainState, stream: Any, config: TrainConfig) -> Any:
+    """The step compiled for the one shape of all batches, once its memory is known to fit."""
+    position = stream.get_state()
+    batch = jax.tree.map(jnp.asarray, next(stream))
+    stream.set_state(position)
+    program = step.lower(state, *batch, jnp.asarray(1.0, jnp.float32)).compile()
+    found = forecast(program, state, config.batch_size)
+    if found is not None:
+        require_fit(found, config.when_too_large)
+    return program
 
 
 def _stages(config: TrainConfig) -> tuple[LossWeights, ...]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from equizoo.graph import Graph, Labels
 from equizoo.train.config import LossWeights
 from equizoo.train.loss import ErrorSums, error_sums, loss
-from equizoo.zoo._base import Architecture, energy_forces_stress
+from equizoo.zoo._base import Architecture, Remat, energy_forces_stress
 
 
 class TrainState(NamedTuple):
@@ -48,6 +48,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     weights: LossWeights,
     ema_decay: float,
+    remat: Remat = Remat.NONE,
     noise_weight: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None,
 ) -> Callable[[TrainState, Graph, Labels, Array], tuple[TrainState, StepReport]]:
     """The jitted step ``(state, graph, labels, scale) -> (state, report)``; donates the state.
@@ -56,13 +57,19 @@ def make_train_step(
     of the first steps and never weighs the random initial values by more than ``10 / (10 + t)``.
     What is random while training (dropout) is drawn from the number of the step, so that a resumed
     run repeats it. ``noise_weight`` is that of the noise by step, where batches have some. A step
-    whose loss or gradient is not finite changes nothing but the counter.
+    whose loss or gradient is not finite changes nothing but the counter. Raises ``ValueError`` for
+    a ``remat`` that the architecture does not offer.
     """
+    if remat not in model.remats:
+        raise ValueError(
+            f"remat is {remat.value!r}, which {type(model).__name__} does not offer; expected one "
+            f"of {', '.join(sorted(model.remats))}."
+        )
     graphdef = nnx.graphdef(model)
 
     def objective(params, graph, labels, step):
         instance = nnx.merge(graphdef, params)
-        instance.key = jax.random.fold_in(jax.random.key(0), step)
+        instance.key, instance.remat = jax.random.fold_in(jax.random.key(0), step), remat
         prediction = energy_forces_stress(instance, graph)
         on_noise = 0.0 if noise_weight is None else noise_weight(step)
         value = loss(prediction, graph, labels, weights, on_noise)

@@ -3,8 +3,9 @@
 import abc
 import dataclasses
 import enum
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,13 @@ class Forces(enum.StrEnum):
 
     GRADIENT = "gradient"
     DIRECT = "direct"
+
+
+class Remat(enum.StrEnum):
+    """What is computed a second time for derivatives instead of being kept: nothing, or layers."""
+
+    NONE = "none"
+    LAYERS = "layers"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,11 +129,14 @@ class Architecture(nnx.Module):
     """A model of interatomic interaction: one method.
 
     ``key`` is set while training and drives whatever is random then, such as dropout; without it
-    a model is a function.
+    a model is a function. ``remat``, one of ``remats``, is set then too.
     """
+
+    remats: ClassVar[frozenset[Remat]] = frozenset([Remat.NONE])
 
     config: ArchitectureConfig
     key: Array | None = None
+    remat: Remat = Remat.NONE
 
     @abc.abstractmethod
     def node_energies(
@@ -165,6 +176,19 @@ class Architecture(nnx.Module):
     def with_head(self, head: str) -> "Architecture":
         """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""
         raise ValueError(f"{type(self).__name__} has no heads to choose from.")
+
+
+def layer_call(layer: nnx.Module, remat: Remat) -> Callable[..., Any]:
+    """A layer as a function of its arguments, which are all that derivatives keep if asked for."""
+    if remat is Remat.NONE:
+        return layer
+    graphdef, params = nnx.split(layer)
+
+    @jax.checkpoint
+    def call(params, *arguments):
+        return nnx.merge(graphdef, params)(*arguments)
+
+    return functools.partial(call, params)
 
 
 class Prediction(NamedTuple):

@@ -48,7 +48,7 @@ from equizoo.layers.repulsion import ZBL
 from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct, natural_irreps
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
-from equizoo.zoo._base import Architecture, ArchitectureConfig
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Remat, layer_call
 
 
 class Interaction(enum.StrEnum):
@@ -251,6 +251,8 @@ class Edges(NamedTuple):
 class MACE(Architecture):
     """Layers of (sum over neighbours, symmetric power, readout)."""
 
+    remats = frozenset(Remat)
+
     config: MACEConfig
 
     def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs):
@@ -304,7 +306,7 @@ class MACE(Architecture):
         if config.repulsion is not None:
             total = sum_receivers(self._half_repulsion(config.repulsion, lengths, graph), graph)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            x = layer(x, edges, graph)
+            x = layer_call(layer, self.remat)(x, edges, graph)
             total = total + readout(x[:, 0], heads)
         scale, shift = (
             jnp.asarray(np.broadcast_to(value, len(config.heads)), vectors.dtype)[heads]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from equizoo.data import DATASETS, LabelKeys, datasets, list_datasets, load_dataset
-from equizoo.data.datasets import content_sha256, find_file, join_datasets
+from equizoo.data.datasets import content_sha256, find_file
 from equizoo.data.frames import OPENERS
 from equizoo.data.readers import join
 from equizoo.structure import EnergyReference
@@ -282,18 +282,3 @@ def test_fixed_atoms_of_a_slab_keep_their_forces():
     assert structure.info["fixed"].any()
     assert np.abs(structure.forces[structure.info["fixed"]]).max() > 0.01
     assert structure.info["tags"].max() == 2
-
-
-def test_data_sets_together():
-    parts = [load_dataset(f"formamide/{split}") for split in ("train", "test")]
-    joined = join_datasets(parts)
-    assert joined.structures == parts[0].structures + parts[1].structures
-    assert joined.name == "formamide/train + formamide/test"
-    assert joined.report.kept == sum(part.report.kept for part in parts) == len(joined)
-    assert joined.report.labels["forces"] == len(joined)
-    assert join_datasets(parts[:1]).structures == parts[0].structures
-    other = dataclasses.replace(parts[1], level_of_theory="HF/STO-3G")
-    with pytest.raises(ValueError, match="differ in level_of_theory, .* Train on one"):
-        join_datasets([parts[0], other])
-    with pytest.raises(ValueError, match="no data sets to join"):
-        join_datasets([])
