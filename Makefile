@@ -34,9 +34,9 @@ demo: $(VENV)/installed
 	@rm -rf demo-output  # of an earlier demo
 	$(BIN)/equizoo demo --out demo-output
 
-# Two processes, each with whole files: what one test compiles, the next ones of its file use.
+# Two processes, each with whole files (tests/conftest.py): what one test compiles, others there use.
 test: $(VENV)/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 # pytest exits with 5 where no test is marked slow.
 test-slow: $(VENV)/installed-dev

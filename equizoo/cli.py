@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from equizoo.compile_cache import use_compile_cache
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {
                 "models": models,
                 "describe": describe,
+                "products": products,
                 "train": train,
                 "finetune": finetune,
                 "evaluate": evaluate,
@@ -156,6 +157,59 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
     if not _emit(facts, json):
         _print_facts(facts)
+
+
+def products(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    l_max: tuple[int, ...] = (2,),
+    json: Json = None,
+) -> None:
+    """List the tensor products: what each can express, what it costs, how equivariant it is.
+
+    Every figure is measured on the product itself, in float64: of features times harmonics (0e, 1o,
+    2e, ...) up to a degree, into every irrep up to that degree. What they cost in time is for
+    `equizoo benchmark tensor-products`.
+
+    Args:
+        names: products, as in `equizoo.registry.TENSOR_PRODUCTS` (default: all).
+        l_max: highest degrees.
+    """
+    import jax
+
+    from equizoo.tensor_products.analysis.properties import table
+
+    with jax.enable_x64(True):
+        found = [table(degree, names) for degree in l_max]
+    result = {
+        "rows": [dataclasses.asdict(row) for rows, _ in found for row in rows],
+        "problems": [
+            {"l_max": degree, "product": name, "problem": problem}
+            for degree, (_, problems) in zip(l_max, found, strict=True)
+            for name, problem in problems.items()
+        ],
+    }
+    if _emit(result, json):
+        return
+    columns = "l_max", "couplings", "weights", "expressivity", "defect", "flops", "bytes"
+    shown = Table(
+        Column("product", no_wrap=True),
+        *columns,
+        caption="flops and bytes: for each item and channel, float32",
+    )
+    for row in result["rows"]:
+        shown.add_row(
+            row["product"],
+            str(row["l_max"]),
+            f"{row['contained']} of {row['allowed']}",
+            str(row["num_weights"]),
+            str(row["expressivity"]),
+            f"{row['defect']:.0e}",
+            f"{row['flops']:,}",
+            f"{row['bytes']:,}",
+        )
+    Console().print(shown)
+    for problem in result["problems"]:
+        Console().print(f"{problem['product']}, l_max {problem['l_max']}: {problem['problem']}")
 
 
 def train(

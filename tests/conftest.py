@@ -18,6 +18,17 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_collection_modifyitems(config, items):
+    """What goes to one process together, where there are several: a file, since what one of its
+    tests compiles the next ones use; of the files of laws, what is for one product or model."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = item.path.stem
+            if group.endswith("_laws"):
+                group += f" of {item.callspec.params['name']}"
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
     """Programs of one file are of no use to the next, and together fill gigabytes."""

@@ -62,8 +62,8 @@ def wide_terminal(monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["models", "describe", "train", "finetune", "evaluate", "predict", "demo", "benchmark"]
-    + ["convert mace-torch", "convert equiformer-v2"],
+    ["models", "describe", "products", "train", "finetune", "evaluate", "predict", "demo"]
+    + ["benchmark", "convert mace-torch", "convert equiformer-v2", "convert tdn"],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -71,6 +71,16 @@ def test_every_command_explains_itself(command, capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "--json" in text and len(text) > 300
+
+
+def test_products_are_listed_with_what_they_cost(capsys, tmp_path):
+    out = tmp_path / "products.json"
+    run(capsys, "products", "gaunt_grid", "poisson_bracket", "--l-max", "0", "1", "--json", out)
+    result = json.loads(out.read_text())
+    rows = {(row["product"], row["l_max"]): row for row in result["rows"]}
+    assert rows["gaunt_grid", 1]["contained"] == 4 and rows["gaunt_grid", 1]["allowed"] == 5
+    assert [problem["product"] for problem in result["problems"]] == ["poisson_bracket"]
+    assert "4 of 5" in run(capsys, "products", "gaunt_grid", "--l-max", "1")
 
 
 def test_models_as_json_has_the_promised_keys(capsys, tmp_path):

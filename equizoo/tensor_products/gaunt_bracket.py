@@ -19,7 +19,7 @@ class GauntBracket(TensorProduct):
     weights for the irreps of the second factor: all that Clebsch-Gordan products couple, in fixed
     proportions. Where one kind couples nothing, its transforms are left out.
 
-    References: those of ``GauntGrid``; SCALE-CG (2026),
+    References: those of ``GauntGrid``; Bochkarev et al. 2026 (SCALE-CG),
     https://arxiv.org/abs/2605.15073.
     """
 

@@ -20,7 +20,7 @@ class PoissonBracket(TensorProduct):
     (checked to l = 12), scaled for unit variance; even ones are absent. Two true tensors
     (``0e+1o+2e``) give pseudo-tensors (``1e+2o``).
 
-    Reference: SCALE-CG (2026), https://arxiv.org/abs/2605.15073.
+    Reference: Bochkarev et al. 2026 (SCALE-CG), https://arxiv.org/abs/2605.15073.
     """
 
     def _bind(

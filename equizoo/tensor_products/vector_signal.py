@@ -30,7 +30,7 @@ class VectorSignal(TensorProduct):
     of the result are -1, 0 or 1 with an odd sum; even couplings are then absent. Offsets (0, 0, 1)
     multiply transverse fields: the Poisson bracket, at more cost.
 
-    Reference: vector-signal tensor products (2026), https://arxiv.org/abs/2602.21466.
+    Reference: Xie et al. 2026, https://arxiv.org/abs/2602.21466.
     """
 
     offsets: tuple[int, int, int] = (1, 1, 1)
