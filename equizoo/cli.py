@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # XLA warns of its own tuning flags whenever it loads a cached program; what fails still raises.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from equizoo.cli_leaderboard import leaderboard  # which builds on this module
+
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "finetune": finetune,
                 "evaluate": evaluate,
                 "predict": predict,
+                "leaderboard": leaderboard,
                 "convert": convert,
                 "demo": demo,
                 "benchmark": benchmark,

@@ -12,6 +12,7 @@ neighbour counts vary much, and the batcher then chooses flat.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,6 +77,13 @@ class Graph(NamedTuple):
         return None if self.outgoing is None else self.num_edges // self.num_nodes
 
 
+class ForcesOn(enum.StrEnum):
+    """Atoms whose forces are targets: ``all``, or those that ``info["fixed"]`` leaves ``free``."""
+
+    ALL = "all"
+    FREE = "free"
+
+
 class Labels(NamedTuple):
     """Targets of a batch; a label that is absent has mask False and value zero."""
 
@@ -120,6 +128,20 @@ def edge_vectors(graph: Graph, cutoff: float) -> Float[Array, "edges 3"]:
     vectors = graph.positions[graph.receivers] - graph.positions[graph.senders] + shift
     padding = jnp.array([cutoff, 0, 0], vectors.dtype)
     return jnp.where(graph.edge_mask[:, None], vectors, padding[None])
+
+
+def within_cutoff(graph: Graph, cutoff: float) -> Graph:
+    """The graph without edges longer than ``cutoff`` [Å]: they become padding.
+
+    For edges found with a skin, whose lengths at present positions decide.
+    """
+    vectors = edge_vectors(graph, cutoff)
+    mask = graph.edge_mask & (jnp.sum(vectors**2, axis=1) < cutoff**2)
+    outgoing = graph.outgoing
+    if outgoing is not None:
+        real = mask.at[outgoing].get(mode="fill", fill_value=False)
+        outgoing = jnp.where(real, outgoing, graph.num_edges)
+    return graph._replace(edge_mask=mask, outgoing=outgoing)
 
 
 def gather_senders(x: Float[Array, "nodes *rest"], graph: Graph) -> Float[Array, "edges *rest"]:
@@ -486,6 +508,7 @@ def batch_labels(
     budget: Budget,
     reference_energies: Float[np.ndarray, " species"],  # [eV]
     dtype: np.dtype | type = np.float32,
+    forces_on: ForcesOn = ForcesOn.ALL,
 ) -> Labels:
     """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64.
 
@@ -510,6 +533,8 @@ def batch_labels(
         if structure.forces is not None:
             forces[here] = structure.forces
             forces_mask[here] = True
+            if forces_on is ForcesOn.FREE and "fixed" in structure.info:
+                forces_mask[here] = ~np.asarray(structure.info["fixed"], bool)
         if structure.stress is not None:
             stress[g] = structure.stress
             stress_mask[g] = True

@@ -63,7 +63,11 @@ def wide_terminal(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     ["models", "describe", "products", "train", "finetune", "evaluate", "predict", "demo"]
-    + ["benchmark", "convert mace-torch", "convert equiformer-v2", "convert tdn"],
+    + ["benchmark", "convert mace-torch", "convert equiformer-v2", "convert tdn"]
+    + [
+        f"leaderboard {what}"
+        for what in ("oc20-s2ef", "oc22-is2re", "oc20-is2rs", "check", "score")
+    ],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -3,6 +3,9 @@
 The Grain pipeline is in :mod:`equizoo.data.pipeline`, which is not imported here.
 """
 
+from equizoo.data.catalyst import open_catalyst
+from equizoo.data.catalyst_frames import CatalystFrame, CatalystSource
+from equizoo.data.catalyst_references import read_adsorption_references, read_linear_reference
 from equizoo.data.datasets import DATASETS, DataSource, list_datasets, load_dataset
 from equizoo.data.readers import (
     Dataset,
@@ -27,6 +30,8 @@ from equizoo.data.reference_energies import (
 
 __all__ = [
     "DATASETS",
+    "CatalystFrame",
+    "CatalystSource",
     "DataSource",
     "Dataset",
     "FromModel",
@@ -41,7 +46,10 @@ __all__ = [
     "interaction_energy",
     "list_datasets",
     "load_dataset",
+    "open_catalyst",
+    "read_adsorption_references",
     "read_isolated_atoms",
+    "read_linear_reference",
     "read_structures",
     "refit",
     "total_energy",

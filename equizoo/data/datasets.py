@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
+from equizoo.data.catalyst import is_catalyst, read_catalyst
+from equizoo.data.catalyst_frames import Target
 from equizoo.data.frames import DAMAGE, OPENERS
 from equizoo.data.readers import (
     Dataset,
@@ -48,6 +50,7 @@ class DataSource:
     keys: LabelKeys = dataclasses.field(default_factory=LabelKeys)
     require: tuple[str, ...] = ("energy", "forces")
     isolated_atoms: Mapping[int, float] | str | None = None  # [eV] by atomic number, or a file
+    target: Target = Target.FRAME  # of databases of OC20 and OC22
     weights_releasable: bool = True  # whether weights trained on it may be published
     notes: str = ""  # noise, duplicates, changes to the original
 
@@ -78,20 +81,22 @@ def load_dataset(
     level_of_theory: str | None = None,
     isolated_atoms: str | os.PathLike | Mapping[int, float] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
+    target: Target | None = None,
 ) -> Dataset:
     """The data set of a registered name (:func:`list_datasets`), or else of a file.
 
     A pattern such as ``rmd17/*_train_01`` is all sets whose names match, one after the other; they
     must be of one level of theory and one energy reference. What a registered set knows of itself
     (keys, level of theory, energy reference, isolated atoms) is the default; for a file see
-    :func:`equizoo.data.read_structures`. Raises ``ValueError`` for
-    an unknown name, content other than that registered, and an energy reference or level of theory
-    that contradicts the registered one; ``ConnectionError`` when a download fails.
+    :func:`equizoo.data.read_structures`. A folder or database of OC20 or OC22 is read whole, its
+    energies converted to ``energy_reference``, and labelled by ``target``. Raises ``ValueError``
+    for an unknown name, content other than that registered, and an energy reference or level of
+    theory that contradicts the registered one; ``ConnectionError`` when a download fails.
     """
     if names := _matching(str(name_or_path)):
         options: dict[str, Any] = dict(index=index, require=require, on_bad=on_bad)
         options |= dict(energy_reference=energy_reference, level_of_theory=level_of_theory)
-        options |= dict(isolated_atoms=isolated_atoms)
+        options |= dict(isolated_atoms=isolated_atoms, target=target)
         return join([load_dataset(name, keys, **options) for name in names], str(name_or_path))
     if (source := DATASETS.get(str(name_or_path))) is None:
         path = Path(name_or_path).expanduser()
@@ -106,6 +111,20 @@ def load_dataset(
             raise ValueError(
                 f"{source.name} is {source.level_of_theory!r}, not {level_of_theory!r}."
             )
+    if is_catalyst(path):
+        if keys is not None or index != ":" or isolated_atoms is not None:
+            raise ValueError(
+                f"{path} is data of OC20 or OC22, read whole and by its own keys; leave out keys, "
+                "index and isolated_atoms."
+            )
+        return read_catalyst(
+            path,
+            target=source.target if target is None else target,
+            data_energy_reference=source.energy_reference if source.name in DATASETS else None,
+            energy_reference=energy_reference,
+            level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
+            name=source.name,
+        )
     if isolated_atoms is None:
         isolated_atoms = source.isolated_atoms
         if isinstance(isolated_atoms, str):
@@ -358,6 +377,7 @@ _COMMON = {
         "notes": "Total energies, not adsorption energies. Relaxations with trial steps of up to "
         "356 eV/Å. Some systems could belong to a hidden test split of OC20.",
     },
+    "oc20_relax/lmdb/is2re/train/": {"name": "oc20_relax/is2re_train", "target": Target.RELAXED},
     "oc22_sample/": {
         "level_of_theory": "PBE+U (VASP)",
         "licence": "CC-BY-4.0",
@@ -430,6 +450,7 @@ Si_111.xyz 8fcd74f9a0e7ca2b8f0f77ad0027499a52a990c9229fea620d3e1a83761561a9 2003
 Si_222.xyz 1ff7bf20b8dd46ffc3771228e66fb45c6d7fea86a7188b1872331df4440cabc9 13773
 """,
     "oc20_relax": """
+lmdb/is2re/train/data.lmdb 549d1135ffd9f436bf1ef6bcca88f5aadc2bef0111684a574282eb6cad035011 192512
 s2ef_train/0.extxyz 33656b0d94332fc00ae1e9fc9ed064b1ef3eff66fd08a0e95b9191296151400f 37820745
 s2ef_val/0.extxyz 0f6bd4653e31b89bf5fd7d2cda00145112ca1219eddc63d5202c0c08a3ff9509 2288577
 """,
@@ -466,7 +487,7 @@ def _sources():
     )
     for line in (f"{d}/{row}" for d, rows in _FILES.items() for row in rows.strip().split("\n")):
         file, sha256, num_bytes = line.split()
-        fields = {}
+        fields = {"name": _name(file)}
         for prefix in sorted(_COMMON):
             if file.startswith(prefix):
                 fields |= _COMMON[prefix]
@@ -474,9 +495,7 @@ def _sources():
             fields["url"] += Path(file).name
         if "_ideal" in file:
             fields["require"] = ()
-        yield DataSource(
-            name=_name(file), file=file, sha256=sha256, num_bytes=int(num_bytes), **fields
-        )
+        yield DataSource(file=file, sha256=sha256, num_bytes=int(num_bytes), **fields)
 
 
 DATASETS: Mapping[str, DataSource] = MappingProxyType({s.name: s for s in _sources()})

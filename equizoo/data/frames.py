@@ -8,7 +8,7 @@ import itertools
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -71,8 +71,8 @@ def read_frames(path: Path, index: str | int | slice) -> list[Frame]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected structures to read. Check the path.")
     if ase_format == "extxyz":
-        texts = _select(_xyz_texts(path, compression), index)
-        frames = [_parse_xyz(text, f"{path}[{i}]", f"{path.name}[{i}]") for i, text in texts]
+        texts = _select(list(xyz_texts(path, compression)), index)
+        frames = [parse_xyz(text, f"{path}[{i}]", f"{path.name}[{i}]") for i, text in texts]
     else:
         atoms = _select(_read_with_ase(path, ase_format), index)
         frames = [Frame(f"{path.name}[{i}]", image) for i, image in atoms]
@@ -124,35 +124,39 @@ def _read_with_ase(path: Path, ase_format: str) -> list[Atoms]:
     return images
 
 
-def _xyz_texts(path: Path, compression: str) -> list[str]:
+def xyz_texts(path: Path, compression: str) -> Iterator[str]:
     """The text of every frame. ASE's reader stops silently at an empty line; this one does not."""
-    texts: list[str] = []
-    line = "\n"
+    held = ""  # the frame before, which lines of cell vectors may still follow
+    count = 0
     try:
         with OPENERS[compression](path, "rt", encoding="utf-8-sig") as lines:
             for line in lines:
                 if not line.strip():
                     continue
-                if line.lstrip().startswith("VEC") and texts:  # cell vectors as pseudo-atoms
-                    texts[-1] += line
+                if line.lstrip().startswith("VEC") and held:  # cell vectors as pseudo-atoms
+                    held += line
                     continue
+                if held:
+                    yield held
                 if not line.strip().isdecimal():
                     raise ValueError(
-                        f"{path}[{len(texts)}]: expected the number of atoms, got "
+                        f"{path}[{count}]: expected the number of atoms, got "
                         f"{line.strip()[:60]!r}. Is the atom count of the frame before it right?"
                     )
                 body = list(itertools.islice(lines, int(line) + 1))
                 if len(body) <= int(line) or _last_number_is_cut(body):
                     raise ValueError(
-                        f"{path}[{len(texts)}]: the file ends inside this frame of "
+                        f"{path}[{count}]: the file ends inside this frame of "
                         f"{int(line)} atoms. It is truncated, or the atom count is wrong."
                     )
-                texts.append(line + "".join(body))
+                held = line + "".join(body)
+                count += 1
     except DAMAGE as error:
         raise ValueError(
-            f"{path}: damaged or truncated after frame {len(texts) - 1} ({error}). Fetch it again."
+            f"{path}: damaged or truncated after frame {count - 1} ({error}). Fetch it again."
         ) from error
-    return texts
+    if held:
+        yield held
 
 
 def _last_number_is_cut(body: list[str]) -> bool:
@@ -163,7 +167,8 @@ def _last_number_is_cut(body: list[str]) -> bool:
     return len({len(row) for row in rows}) == 1 and len(last) < len(rows[0])
 
 
-def _parse_xyz(text: str, where: str, name: str) -> Frame:
+def parse_xyz(text: str, where: str, name: str) -> Frame:
+    """The frame in a text of :func:`xyz_texts`; ``ValueError`` naming ``where`` if it is none."""
     from ase.io.extxyz import key_val_str_to_dict, read_xyz
 
     comment: dict[str, Any] = {}

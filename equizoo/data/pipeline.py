@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from equizoo.data.corruption import Corruptor, untouched
-from equizoo.graph import Budget, Frame, Graph, Labels, batch_frames, batch_labels
+from equizoo.graph import Budget, ForcesOn, Frame, Graph, Labels, batch_frames, batch_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,10 +19,13 @@ class Packing:
     budget: Budget
     reference_energies: Float[np.ndarray, " species"]  # [eV]
     dtype: type = np.float32
+    forces_on: ForcesOn = ForcesOn.ALL
 
     def __call__(self, frames: Sequence[Frame]) -> tuple[Graph, Labels]:
         graph = batch_frames(frames, self.budget, self.dtype)
-        return graph, batch_labels(frames, self.budget, self.reference_energies, self.dtype)
+        return graph, batch_labels(
+            frames, self.budget, self.reference_energies, self.dtype, self.forces_on
+        )
 
 
 def training_stream(

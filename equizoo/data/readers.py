@@ -185,7 +185,7 @@ def read_structures(
     for frame in frames:
         found.update(_label_like_keys(frame))
         try:
-            structure = _structure(frame, keys)
+            structure = labelled_structure(frame, keys)
             if _is_isolated(structure):
                 energies.add_structure(structure)
                 marked += 1
@@ -229,7 +229,7 @@ def read_isolated_atoms(
     """
     energies = _IsolatedAtoms()
     for frame in read_frames(Path(path).expanduser(), ":"):
-        energies.add_structure(_structure(frame, keys))
+        energies.add_structure(labelled_structure(frame, keys))
     return dict(energies)
 
 
@@ -304,7 +304,7 @@ def _is_isolated(structure: Structure) -> bool:
     return kind in ("isolatedatom", "isolatedatoms")
 
 
-def _structure(frame: Frame, keys: LabelKeys) -> Structure:
+def labelled_structure(frame: Frame, keys: LabelKeys) -> Structure:
     structure = Structure.from_atoms(frame.atoms, frame.name)
     labels: dict[str, Any] = {label: _label(frame, getattr(keys, label), label) for label in LABELS}
     virial = _label(frame, keys.virial, "virial")

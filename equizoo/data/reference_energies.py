@@ -201,6 +201,19 @@ class Given(ReferenceEnergies):
 
 
 @dataclasses.dataclass(frozen=True)
+class Zero(ReferenceEnergies):
+    """0 eV for every element: for energies that are differences already, as of adsorption."""
+
+    def resolve(self, dataset, base=None):
+        if dataset.energy_reference == EnergyReference.TOTAL:
+            raise ValueError(
+                f"{dataset.name or 'the data'} has total energies, of thousands of eV, which a "
+                "network cannot be left alone with; choose least_squares or isolated_atoms."
+            )
+        return dict.fromkeys(dataset.elements, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class FromModel(ReferenceEnergies):
     """The base model's, unchanged and for all its elements: data at the model's level of theory."""
 

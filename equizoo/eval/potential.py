@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -100,6 +101,13 @@ class Potential:
     def num_programs(self) -> int:
         """How many programs have been compiled so far, over all shapes and dtypes."""
         return len(self._traces)
+
+    def weights_sha256(self) -> str:
+        """A digest of the weights, in the order of their names: equal for equal models."""
+        digest = hashlib.sha256()
+        for array in jax.tree.leaves(jax.device_get(self._params)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """What one needs to know before use, in words and numbers; JSON-able."""
@@ -250,8 +258,13 @@ class Potential:
         dtype: str = "float32",
         batch_nodes: int = BATCH_NODES,
         progress: bool = False,
+        budgets: BudgetSet | None = None,
     ) -> Iterator[Result]:
-        """The results one after the other, in order; holds a few batches in memory at a time."""
+        """The results one after the other, in order; holds a few batches in memory at a time.
+
+        The shapes of batches, and with them the last digits, depend on what was predicted before.
+        With ``budgets``, see :meth:`plan_budgets`, they depend on those and the structures alone.
+        """
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
         if batch_nodes < 2:
@@ -260,12 +273,29 @@ class Potential:
         first_window = True
         with _progress_bar(progress, structures) as advance:
             while window := _take(frames, _WINDOW * batch_nodes):
-                yield from self._predict_window(window, dtype, batch_nodes, first_window)
+                yield from self._predict_window(
+                    window, dtype, batch_nodes, first_window, budgets or self._budgets[dtype]
+                )
                 advance(len(window))
                 first_window = False
 
+    def plan_budgets(
+        self, structures: Iterable[Atoms | Structure], *, batch_nodes: int = BATCH_NODES
+    ) -> BudgetSet:
+        """The shapes of batches that suit ``structures``; nothing is compiled."""
+        budgets = BudgetSet(len(self.config.atomic_numbers))
+        frames = [self.frame(s, f"structures[{i}]") for i, s in enumerate(structures)]
+        for members in pack(frames, batch_nodes):
+            budgets.choose([frames[index] for index in members], batch_nodes, remainder=False)
+        return budgets
+
     def _predict_window(
-        self, frames: Sequence[Frame], dtype: str, batch_nodes: int, first_window: bool
+        self,
+        frames: Sequence[Frame],
+        dtype: str,
+        batch_nodes: int,
+        first_window: bool,
+        budgets: BudgetSet,
     ) -> list[Result]:
         batches = pack(frames, batch_nodes)
         running = []
@@ -273,7 +303,7 @@ class Potential:
             held = [frames[index] for index in members]
             last = number == len(batches) - 1
             remainder = last and not (first_window and number == 0)
-            budget = self._budgets[dtype].choose(held, batch_nodes, remainder=remainder)
+            budget = budgets.choose(held, batch_nodes, remainder=remainder)
             running.append(self.evaluate_batch(held, budget, dtype))
         results: dict[int, Result] = {}
         for members, prediction in zip(batches, running, strict=True):
@@ -281,8 +311,11 @@ class Potential:
             results.update(zip(members, cut, strict=True))
         return [results[index] for index in range(len(frames))]
 
-    def frame(self, structure: Any, name: str = "") -> Frame:
-        """The structure (or ``ase.Atoms``) with its neighbours; ``name`` is for error messages."""
+    def frame(self, structure: Any, name: str = "", skin: float = 0.0) -> Frame:
+        """The structure (or ``ase.Atoms``) with its neighbours; ``name`` is for error messages.
+
+        ``skin`` [Å] as in :meth:`equizoo.zoo._base.ArchitectureConfig.frame`.
+        """
         if isinstance(structure, Atoms):
             structure = Structure.from_atoms(structure, name)
         elif not isinstance(structure, Structure):
@@ -294,11 +327,11 @@ class Potential:
         if structure.head is not None and len(self.config.heads) > 1:
             head = structure.head
             _require_head(head, self.config)
-        return self.config.frame(structure, head)
+        return self.config.frame(structure, head, skin)
 
     def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
         """The network's output for one padded batch, still on the device."""
-        with _numerics(dtype):
+        with numerics(dtype):
             graph = batch_frames(frames, budget, np.dtype(dtype).type)
             return self._program(self._params_as(dtype), graph)
 
@@ -326,6 +359,14 @@ class Potential:
     def _trace(self, params, graph) -> Prediction:
         self._traces.append(graph.num_nodes)  # Python runs once per compilation, not per call
         return energy_forces_stress(nnx.merge(self._graphdef, params), graph)
+
+    def network(self, dtype: str) -> tuple[Any, Any]:
+        """The model in its two parts, weights in ``dtype``, for programs of one's own.
+
+        Run them in :func:`numerics`.
+        """
+        with numerics(dtype):
+            return self._graphdef, self._params_as(dtype)
 
     def _params_as(self, dtype: str):
         if dtype not in self._params_in:
@@ -538,7 +579,7 @@ def _checked_energies(energies: Mapping[int, float], config: ArchitectureConfig)
 
 
 @contextlib.contextmanager
-def _numerics(dtype: str) -> Iterator[None]:
+def numerics(dtype: str) -> Iterator[None]:
     """float64 where it is asked for and only there; matrix products in full precision."""
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         yield

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 from typing import Literal
 
+from equizoo.graph import ForcesOn
 from equizoo.train.denoising import Denoising
 from equizoo.zoo._base import Remat
 
@@ -36,6 +37,7 @@ class LossWeights:
     stress: float = 0.0  # of (eV/Å^3)^2; of norms: of eV/Å^3
     errors: Errors = Errors.SQUARES
     huber_delta: float | None = None  # errors above are penalised linearly; None: squares
+    forces_on: ForcesOn = ForcesOn.ALL  # atoms; OC20 and OC22 are trained on the free ones
 
     def __post_init__(self):
         if min(self.energy, self.forces, self.stress) < 0 or (
@@ -105,6 +107,12 @@ class TrainConfig:
     when_too_large: WhenTooLarge = WhenTooLarge.REFUSE
 
     def __post_init__(self):
+        stage = self.second_stage
+        if stage is not None and stage.loss.forces_on != self.loss.forces_on:
+            raise ValueError(
+                f"The second stage has forces on {stage.loss.forces_on.value} atoms, the first on "
+                f"{self.loss.forces_on.value}; expected the same, since labels are made once."
+            )
         for name in ("epochs", "batch_size", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")

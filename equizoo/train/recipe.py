@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from equizoo.config import format_json, from_dict, parse_json, to_dict
+from equizoo.data.catalyst_frames import Target
 from equizoo.data.datasets import load_dataset
 from equizoo.data.pipeline import Packing
 from equizoo.data.readers import Dataset, LabelKeys
@@ -19,8 +20,8 @@ from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
 from equizoo.eval.potential import Potential
-from equizoo.graph import Budget, Frame
-from equizoo.structure import Structure
+from equizoo.graph import Budget, ForcesOn, Frame
+from equizoo.structure import EnergyReference, Structure
 from equizoo.train.config import TrainConfig
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import read_rows
@@ -37,6 +38,8 @@ class DataConfig:
     split_seed: int = 0
     test: tuple[str, ...] = ()  # neither trained on nor chosen by
     keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
+    energy_reference: EnergyReference | None = None  # None: that of the data; else converted to it
+    target: Target | None = None  # of data of OC20 and OC22; None: that of the named data set
     reference_energies: ReferenceEnergies = IsolatedAtoms()
 
     def __post_init__(self):
@@ -148,12 +151,18 @@ def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> Non
 
 def prepare_data(config: DataConfig) -> Prepared:
     """All sets of a configuration, the validation set split off at random where none is named."""
-    train = load_dataset(config.train, config.keys)
+
+    def load(name: str) -> Dataset:
+        return load_dataset(
+            name, config.keys, energy_reference=config.energy_reference, target=config.target
+        )
+
+    train = load(config.train)
     if config.valid is None:
         train, valid = _split(train, config.num_valid, config.split_seed)
     else:
-        valid = load_dataset(config.valid, config.keys)
-    return Prepared(train, valid, {name: load_dataset(name, config.keys) for name in config.test})
+        valid = load(config.valid)
+    return Prepared(train, valid, {name: load(name) for name in config.test})
 
 
 def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset, Dataset]:
@@ -210,6 +219,7 @@ def run_fit(
         [*frames["train"], *frames["valid"], *_corrupted(frames["train"], config, training)],
         training.batch_size,
         np.array([reference_energies[z] for z in config.atomic_numbers]),
+        training.loss.forces_on,
     )
     fitted = fit(model, frames["train"], frames["valid"], packing, training, folder, name)
     if not fitted.finished:
@@ -242,6 +252,7 @@ def make_packing(
     frames: Sequence[Frame],
     batch_size: int,
     reference_energies: Float[np.ndarray, " species"],  # [eV]
+    forces_on: ForcesOn = ForcesOn.ALL,
 ) -> Packing:
     """A budget for about ``batch_size`` structures of mean size, that holds any one of ``frames``.
 
@@ -249,7 +260,7 @@ def make_packing(
     """
     nodes = round(batch_size * sum(f.num_nodes for f in frames) / len(frames))
     budget = Budget.of(frames, nodes=nodes, graphs=2 * batch_size)
-    return Packing(budget, reference_energies)
+    return Packing(budget, reference_energies, forces_on=forces_on)
 
 
 def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> list[Frame]:

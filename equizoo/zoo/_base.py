@@ -106,15 +106,22 @@ class ArchitectureConfig(abc.ABC):
         (charge, spin) rather than its elements; the default accepts all."""
         return None
 
-    def frame(self, structure: Structure, head: str | None = None) -> Frame:
+    def frame(self, structure: Structure, head: str | None = None, skin: float = 0.0) -> Frame:
         """The structure with the neighbours that the model sees; ``head`` is the first by default.
 
-        Raises ``ValueError`` for elements and states that the model was not made for.
+        With ``skin`` [Å] also with those that are farther than the cutoff by as much, for
+        :func:`within_cutoff`. Raises ``ValueError`` for elements and states that the model was not
+        made for, and for a skin where only the nearest neighbours are seen.
         """
         self.require(structure)
+        if skin and self.limit is not None:
+            raise ValueError(
+                f"skin is {skin} Å, but the model sees only the nearest {self.limit.count} "
+                "neighbours, which must be found anew for every step: leave it at 0."
+            )
         return make_frame(
             structure,
-            self.cutoff,
+            self.cutoff + skin,
             self.atomic_numbers,
             head=0 if head is None else self.heads.index(head),
             limit=self.limit,

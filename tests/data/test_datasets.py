@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from equizoo.data import DATASETS, LabelKeys, datasets, list_datasets, load_dataset
+from equizoo.data.catalyst_frames import Target
 from equizoo.data.datasets import content_sha256, find_file
 from equizoo.data.frames import OPENERS
 from equizoo.data.readers import join
@@ -21,6 +22,7 @@ from equizoo.structure import EnergyReference
 DATA = [Path(folder) for folder in os.environ.get("EQUIZOO_DATA", "").split(os.pathsep) if folder]
 needs_data = pytest.mark.skipif(not DATA, reason="needs the data sets in EQUIZOO_DATA")
 EXTERNAL = [name for name, source in DATASETS.items() if not source.bundled]
+TEXT = [name for name in EXTERNAL if DATASETS[name].file.endswith("xyz")]
 TEXT = b"2\nenergy=-1.5\nH 0 0 0\nH 0 0 0.74\n"
 SOURCE = dataclasses.replace(
     DATASETS["3bpa/train_300K"],
@@ -230,7 +232,7 @@ def test_the_registered_file_is_the_one_in_the_data_folder(name):
 @needs_data
 @pytest.mark.parametrize(
     ("name", "index"),
-    [(name, "::97" if "oc20" not in name else ":2") for name in EXTERNAL],
+    [(name, "::97" if "oc20" not in name else ":2") for name in TEXT],
 )
 def test_every_number_is_the_one_in_the_file(name, index):
     """Against a plain parse of the same frames by ASE."""
@@ -282,3 +284,27 @@ def test_fixed_atoms_of_a_slab_keep_their_forces():
     assert structure.info["fixed"].any()
     assert np.abs(structure.forces[structure.info["fixed"]]).max() > 0.01
     assert structure.info["tags"].max() == 2
+
+
+@needs_data
+def test_initial_structures_are_labelled_by_relaxed_energies():
+    dataset = load_dataset("oc20_relax/is2re_train")
+    assert len(dataset) == 23 and dataset.report.labels == {"energy": 23, "forces": 0, "stress": 0}
+    assert dataset.energy_reference == EnergyReference.TOTAL
+    frame = load_dataset("oc20_relax/is2re_train", target=Target.FRAME).structures[0]
+    relaxed = dataset.structures[0]
+    np.testing.assert_array_equal(frame.positions, relaxed.positions)
+    assert relaxed.info["sid"] == 1000100 and relaxed.info["fixed"].sum() == 17
+    assert (frame.energy, relaxed.energy) == (-57.74908337, -60.58567902)  # systems.csv
+
+
+@needs_data
+def test_folders_of_oc20_are_data_sets():
+    folder = next(f for f in DATA if (f / "oc20_relax").is_dir()) / "oc20_relax"
+    dataset = load_dataset(folder / "aselmdb/val_20")
+    assert len(dataset) == 20 and dataset.report.labels["forces"] == 20
+    assert dataset.energy_reference == EnergyReference.TOTAL
+    with pytest.raises(ValueError, match="needs the energy of its clean surface"):
+        load_dataset(folder / "s2ef_val", energy_reference=EnergyReference.ADSORPTION)
+    with pytest.raises(ValueError, match="leave out keys, index"):
+        load_dataset(folder / "aselmdb/val_20", index=":3")
