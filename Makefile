@@ -26,7 +26,7 @@ help:
 	@echo "make parity     tests against mace-torch, in an environment of its own (.venv-parity)"
 	@echo "make lint types doctest docs examples"
 	@echo "make format     rewrite the code as 'make lint' wants it"
-	@echo "make readme     rewrite tables: the README's, of published OC20 and OC22 results"
+	@echo "make readme     rewrite tables (README, published OC20 and OC22 results) and docs/zoo.html"
 	@echo "make clean      remove .venv, caches and what was built"
 	@echo "Another Python (3.11 or newer): make PYTHON=python3.13 demo"
 
@@ -70,6 +70,7 @@ examples: $(VENV)/installed
 readme: $(VENV)/installed
 	$(BIN)/python docs/models_table.py
 	$(BIN)/python docs/open_catalyst_table.py
+	$(BIN)/python docs/zoo_page.py
 
 clean:
 	rm -rf $(VENV) $(PARITY) .venv-newest .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

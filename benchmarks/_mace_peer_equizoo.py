@@ -23,7 +23,7 @@ def prepare(case: dict[str, Any], variant: str) -> Prepared:
     import numpy as np
     from flax import nnx
 
-    from equizoo.eval.potential import _numerics
+    from equizoo.eval.potential import numerics
     from equizoo.graph import Budget, batch_frames, make_frame
     from equizoo.structure import Structure
 
@@ -45,7 +45,7 @@ def prepare(case: dict[str, Any], variant: str) -> Prepared:
     graph = jax.tree.map(jnp.asarray, batch_frames(frames, budget))
     arguments = potential._params_as("float32"), graph
     start = time.perf_counter()
-    with _numerics("float32"):
+    with numerics("float32"):
         compiled = potential._program.lower(*arguments).compile()
     seconds = time.perf_counter() - start
     results = potential.results(frames, compiled(*arguments))

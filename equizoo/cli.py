@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from equizoo.compile_cache import use_compile_cache
 from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
+from equizoo.eval.certificate import Settings
 from equizoo.registry import MODELS, UnknownName, list_models, shown_elements
 from equizoo.structure import EnergyReference
 
@@ -43,6 +44,7 @@ _PLAIN_CHOICES = {  # those that need no options
     if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(cls))
 }
 _REFIT = RefitFromModel()
+_SETTINGS = Settings()
 PlainReferenceEnergies = Annotated[
     ReferenceEnergies,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -74,9 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "train": train,
                 "finetune": finetune,
                 "evaluate": evaluate,
+                "compare": compare,
                 "predict": predict,
                 "leaderboard": leaderboard,
                 "convert": convert,
+                "certify": certify,
+                "publish": publish,
                 "demo": demo,
                 "benchmark": benchmark,
             },
@@ -96,14 +101,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def models(
     pattern: tyro.conf.Positional[str] = "*",
     elements: Elements = (),
+    architecture: str | None = None,
+    tensor_product: str | None = None,
+    license: str | None = None,
+    level_of_theory: str | None = None,
+    dataset: str | None = None,
+    max_error: tuple[str, ...] = (),
     json: Json = None,
 ) -> None:
-    """List the models of the zoo.
+    """List the models of the zoo, those that satisfy all conditions.
+
+    Words may have * and ? as wildcards.
 
     Args:
-        pattern: names to list, with * and ? as wildcards.
+        pattern: names to list.
+        architecture: e.g. mace.
+        tensor_product: e.g. clebsch_gordan.
+        license: of the weights, e.g. MIT.
+        level_of_theory: e.g. 'wB97*'.
+        dataset: with errors stated on this data set, e.g. '3bpa/*'.
+        max_error: with no larger error (on that data set), e.g. forces_mae_meV_per_A=20.
     """
-    entries = list_models(pattern, elements=list(elements) or None)
+    entries = list_models(
+        pattern,
+        elements=list(elements) or None,
+        architecture=architecture,
+        tensor_product=tensor_product,
+        license=license,
+        level_of_theory=level_of_theory,
+        dataset=dataset,
+        max_error=dict(map(_limit, max_error)),
+    )
     rows = [
         {
             "name": entry.name,
@@ -114,6 +142,7 @@ def models(
             "parameters": entry.parameters,
             "level_of_theory": entry.level_of_theory,
             "license_weights": entry.license_weights,
+            "metrics": [dict(row) for row in entry.metrics],
         }
         for entry in entries
     ]
@@ -331,6 +360,8 @@ def evaluate(
     data: tyro.conf.Positional[str],
     dtype: DType = "float32",
     plot: Path | None = None,
+    card: bool = False,
+    speed: bool = False,
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
@@ -342,6 +373,8 @@ def evaluate(
         name: a model of the zoo, or a model folder.
         data: a named data set or a file (extxyz, also .xz and .gz).
         plot: write a parity plot to this PNG file.
+        card: write the errors (and the speed) into the model's card, with a parity plot.
+        speed: also measure what energies and forces cost on this machine; leave it alone meanwhile.
         energy_key: label of the energies in the file [eV] (default: energy).
         forces_key: label of the forces in the file [eV/Å] (default: forces).
         stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
@@ -352,14 +385,62 @@ def evaluate(
 
     use_compile_cache()
     dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
-    evaluation = run(load(name), dataset, dtype=dtype, progress=json != Path("-"))
+    potential = load(name)
+    evaluation = run(potential, dataset, dtype=dtype, progress=json != Path("-"))
+    measured = None
+    if speed:
+        from equizoo.eval.speed import measure_speed
+
+        measured = measure_speed(potential, dataset.structures, dtype=dtype)
+    if card:
+        from equizoo.eval.card import update_card
+
+        update_card(potential, evaluation=evaluation, speed=measured)
     if plot is not None:
         from equizoo.eval.plots import parity_plot
 
         parity_plot(evaluation, plot)
-    result = evaluation.to_dict()
+    result = evaluation.to_dict() | ({} if measured is None else {"speed": measured._asdict()})
     if not _emit(result | result.pop("metrics"), json):
         _print_errors(f"{name}, {dtype}", {"": {dataset.name or data: evaluation.metrics}})
+        if measured is not None:
+            _print_facts(measured._asdict())
+
+
+def compare(
+    a: tyro.conf.Positional[str],
+    b: tyro.conf.Positional[str],
+    data: tyro.conf.Positional[str],
+    also: tuple[str, ...] = (),
+    dtype: DType = "float32",
+    speed: bool = False,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    json: Json = None,
+) -> None:
+    """Errors of two or more models on the same data, side by side, structure by structure.
+
+    Args:
+        a: a model of the zoo, or a model folder; the others are compared with it.
+        b: another one.
+        data: a named data set or a file (extxyz, also .xz and .gz).
+        also: further models.
+        speed: also measure what energies and forces cost on this machine; leave it alone meanwhile.
+        energy_key: label of the energies in the file [eV] (default: energy).
+        forces_key: label of the forces in the file [eV/Å] (default: forces).
+        stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
+    """
+    from equizoo.data.datasets import load_dataset
+    from equizoo.eval.compare import compare as run
+    from equizoo.eval.potential import load
+
+    use_compile_cache()
+    dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
+    potentials = {name: load(name) for name in (a, b, *also)}
+    comparison = run(potentials, dataset, dtype=dtype, speed=speed, progress=json != Path("-"))
+    if not _emit(comparison.to_dict(), json):
+        _print_comparison(comparison)
 
 
 def predict(
@@ -602,6 +683,108 @@ def _show_folder(facts: Mapping[str, Any], folder: Path | None, json: Path | Non
         _print_facts(facts)
 
 
+def certify(
+    name: tyro.conf.Positional[str],
+    structures: str | None = None,
+    settings: Settings = _SETTINGS,
+    card: bool = False,
+    json: Json = None,
+) -> None:
+    """Put what a model claims to the test: symmetry, derivatives, precision, stable dynamics.
+
+    Exits with 1 when a claim does not stand. What was run is part of the result.
+
+    Args:
+        name: a model of the zoo, or a model folder.
+        structures: a data set or file that the model is made for (default: the first of the data
+            sets on its card that is here); without any, dynamics is left out.
+        settings: how much is done.
+        card: write the certificate into the model's card.
+    """
+    from equizoo.config import to_dict
+    from equizoo.eval import card as cards
+    from equizoo.eval.certify import certify as run
+    from equizoo.eval.potential import load
+    from equizoo.hub import WEIGHTS, sha256_of
+    from equizoo.registry import find_model_folder
+
+    use_compile_cache()
+    potential = load(name)
+    source, frames = cards.structures_for(name, structures)
+    with Console(stderr=True).status("certify") as status:
+        certificate = run(
+            potential,
+            frames,
+            source=source,
+            sha256=sha256_of(find_model_folder(name) / WEIGHTS),
+            settings=settings,
+            progress=lambda what: status.update(f"certify {name}: {what}"),
+        )
+    if card:
+        cards.update_card(potential, certificate=certificate)
+    if not _emit(to_dict(certificate), json):
+        _print_certificate(certificate)
+    if certificate.failed:
+        raise SystemExit(1)
+
+
+def publish(
+    name: tyro.conf.Positional[str],
+    repo: str,
+    tag: str | None = None,
+    private: bool = False,
+    branch: str | None = None,
+    create_pr: bool = False,
+    parent_commit: str | None = None,
+    message: str | None = None,
+    dry_run: bool = False,
+    pin: bool = False,
+    json: Json = None,
+) -> None:
+    """Put a model on the Hugging Face Hub: weights, configuration, golden outputs, card, images.
+
+    Needs a token that may write there (`hf auth login`, or HF_TOKEN). What is there already is not
+    sent again; everything goes up in one commit.
+
+    Args:
+        name: a model of the zoo, or a model folder.
+        repo: organisation/name; made if it is not there.
+        tag: name the commit, e.g. v1.0.
+        private: make a new repository private.
+        branch: instead of main; made if it is not there.
+        create_pr: propose it as a pull request.
+        parent_commit: write nothing unless the branch is still at this commit.
+        message: of the commit.
+        dry_run: only list what would be sent.
+        pin: write repository and commit into the model's card, so that its name leads there.
+    """
+    from equizoo.eval import publish as to
+
+    use_compile_cache()
+    if dry_run:
+        sizes = {
+            path: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for path, content in to.repository_files(name).items()
+        }
+        if not _emit({"repo": repo, "files": sizes}, json):
+            lines = [f"{size:>12,}  {path}" for path, size in sizes.items()]
+            Console().print("\n".join(lines), highlight=False, soft_wrap=True)
+        return
+    upload = to.publish(
+        name,
+        repo,
+        tag=tag,
+        private=private or None,
+        branch=branch,
+        create_pr=create_pr,
+        parent_commit=parent_commit,
+        message=message,
+    )
+    facts = upload._asdict() | ({"card": str(to.pin(name, upload))} if pin else {})
+    if not _emit(facts, json):
+        _print_facts(facts | {"load": f'equizoo.load("hf-hub:{repo}@{upload.commit}")'})
+
+
 def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -> None:
     """Show the whole way in a few minutes on a CPU, offline: load, evaluate, fine-tune, simulate.
 
@@ -726,6 +909,17 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def _limit(text: str) -> tuple[str, float]:
+    """``forces_mae_meV_per_A=20`` as a name and a number."""
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ValueError(
+            f"--max-error is {text!r}, expected name=number such as forces_mae_meV_per_A=20."
+        ) from None
+
+
 def _label_keys(energy: str | None, forces: str | None, stress: str | None):
     """Explicit label keys, or ``None`` when none was given."""
     from equizoo.data.readers import LabelKeys
@@ -805,6 +999,30 @@ def _print_errors(title: str, stages: Mapping[str, Mapping[str, Mapping[str, Any
             cells = [f"{metrics[key]:.1f}" if key in metrics else "" for key, _, _ in shown]
             table.add_row(dataset, *([stage] if any(stages) else []), *cells)
     Console().print(table)
+
+
+def _print_comparison(comparison: Any) -> None:
+    table = Table("", *comparison.models, title=f"{comparison.dataset}, {comparison.dtype}")
+    for label, cells in comparison.rows():
+        table.add_row(_escape(label), *(_escape(cell) for cell in cells))
+    console = Console()
+    console.print(table)
+    for note in comparison.notes:
+        console.print(_escape(note), highlight=False)
+
+
+def _print_certificate(certificate: Any) -> None:
+    colors = {"passed": "green", "failed": "bold red"}
+    table = Table("property", "verdict", "measured (allowed)", show_lines=True)
+    for name, verdict, text, _ in certificate.rows():
+        color = colors.get(verdict, "yellow")
+        table.add_row(name, f"[{color}]{verdict}[/]", _escape(text))
+    console = Console()
+    console.print(table)
+    console.print(_escape(f"{certificate.structures}; {certificate.device}"), highlight=False)
+    for name, _, _, how in certificate.rows():
+        if how:
+            console.print(_escape(f"{name}: {how}"), highlight=False)
 
 
 def _print_model(out: Path) -> None:

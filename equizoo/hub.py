@@ -5,7 +5,6 @@ a small input with the outputs it must give, ``README.md`` is the card: YAML fro
 prose. This module moves arrays and text; what they mean is decided by its callers.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -165,48 +164,6 @@ def join_front_matter(fields: Mapping[str, Any], body: str) -> str:
 
     head = yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=100)
     return f"---\n{head}---\n{body}"
-
-
-def download_folder(repo: str, revision: str | None = None) -> Path:
-    """A model folder in the Hugging Face cache, all of one commit; its name is the commit hash.
-
-    ``revision`` is a branch, tag or commit (default: the main branch). A cached commit needs no
-    network. Raises ``ValueError`` when the Hub has no such repository, revision or file, and
-    ``ConnectionError`` when the Hub cannot be reached and the model is not cached.
-    """
-    import huggingface_hub as hf
-    from huggingface_hub import errors
-
-    what = f"hf-hub:{repo}" + (f"@{revision}" if revision else "")
-    try:
-        # One resolution for all files: a push in between must not mix two commits.
-        commit = hf.HfApi().resolve_revision(repo, revision=revision)
-        for name in REQUIRED:
-            file = hf.hf_hub_download(repo, name, revision=commit, library_name="equizoo")
-        # the one optional file; not in an offline cache either
-        with contextlib.suppress(errors.EntryNotFoundError):
-            hf.hf_hub_download(repo, CARD, revision=commit, library_name="equizoo")
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{what}: the repository has no revision {revision!r}.") from error
-    except errors.RepositoryNotFoundError as error:  # gated repositories included
-        raise ValueError(
-            f"{what}: no such repository, or a private one. Check the name; for a private or gated "
-            "repository accept its terms and set HF_TOKEN."
-        ) from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise ValueError(
-            f"{what} lacks {name}; expected a model folder with {', '.join(REQUIRED)}."
-        ) from error
-    except errors.HFValidationError as error:
-        raise ValueError(
-            f"{what}: expected hf-hub:organisation/name[@revision]. {error}"
-        ) from error
-    except (errors.HTTPError, OSError, errors.RevisionResolutionError) as error:
-        raise ConnectionError(
-            f"{what} is not in the cache and could not be fetched ({error}). Check the network and "
-            "HF_HUB_OFFLINE, or give a folder on disk: local-dir:path."
-        ) from error
-    return Path(file).parent
 
 
 def _to_bytes(arrays: Mapping[str, Shaped[np.ndarray, "..."]], where: str) -> bytes:

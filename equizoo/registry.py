@@ -19,7 +19,8 @@ from typing import Any, Literal
 from ase.data import atomic_numbers
 
 from equizoo.config import did_you_mean, from_dict
-from equizoo.hub import WEIGHTS, download_folder, sha256_of, split_front_matter
+from equizoo.hub import WEIGHTS, sha256_of, split_front_matter
+from equizoo.hub_client import HubAccess, download_folder
 from equizoo.structure import EnergyReference
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -146,6 +147,7 @@ class ModelEntry:
     hub_repo: str | None = None
     hub_revision: str | None = None  # a full commit hash: tags and branches move
     speed: tuple[Mapping[str, str | float], ...] = ()
+    certificate: tuple[Mapping[str, str | float], ...] = ()
     license_name: str | None = None
     license_link: str | None = None
     base_model: str | None = None
@@ -188,7 +190,11 @@ class ModelEntry:
             or (self.license_name and self.license_link),
         }
         problems = [problem for problem, fine in checks.items() if not fine]
-        for field, words in (("metrics", {"dataset", "split"}), ("speed", {"device", "dtype"})):
+        for field, words in (
+            ("metrics", {"dataset", "split"}),
+            ("speed", {"device", "dtype"}),
+            ("certificate", {"check", "verdict"}),
+        ):
             for i, row in enumerate(getattr(self, field)):
                 if {key for key, value in row.items() if isinstance(value, str)} != words:
                     problems.append(
@@ -263,17 +269,41 @@ def list_models(
     tensor_product: str | None = None,
     license: str | None = None,
     level_of_theory: str | None = None,
+    dataset: str | None = None,
+    max_error: Mapping[str, float] | None = None,
     models: Mapping[str, ModelEntry] = MODELS,
 ) -> list[ModelEntry]:
     """Released models that satisfy every condition given, by name.
 
     The words are glob patterns without regard to case (``"mace*"``, ``"wb97x*"``); ``license`` is
-    that of the weights; a model must cover all ``elements``. Raises ``ValueError`` for a symbol
-    that is no element.
+    that of the weights; a model must cover all ``elements``. ``dataset`` (``"3bpa/*"``) chooses
+    models whose card states errors on it; ``max_error`` bounds errors by their name on the card
+    (``{"forces_mae_meV_per_A": 20.0}``): a model must state each, and not exceed it on any of the
+    data sets chosen. Raises ``ValueError`` for a symbol that is no element, and for an error that
+    no card states.
     """
     wanted = set(elements or ())
     if unknown := sorted(symbol for symbol in wanted if atomic_numbers.get(symbol, 0) < 1):
         raise ValueError(f"{', '.join(map(repr, unknown))}: no such element; expected 'H', 'Pt'.")
+
+    limits = max_error or {}
+    stated = {key for entry in models.values() for row in entry.metrics for key in row}
+    for key in limits:
+        if key not in stated - {"dataset", "split"}:
+            raise ValueError(f"No card states the error {key!r}.{did_you_mean(key, stated)}")
+
+    def accurate(entry: ModelEntry) -> bool:
+        rows = [
+            row
+            for row in entry.metrics
+            if dataset is None
+            or fnmatch.fnmatchcase(f"{row['dataset']}/{row['split']}".lower(), dataset.lower())
+        ]
+        found = {key: [row[key] for row in rows if key in row] for key in limits}
+        return (bool(rows) or dataset is None) and all(
+            values and all(float(value) <= limits[key] for value in values)
+            for key, values in found.items()
+        )
 
     def matches(entry: ModelEntry) -> bool:
         words = (
@@ -283,14 +313,24 @@ def list_models(
             (license, entry.license_weights),
             (level_of_theory, entry.level_of_theory),
         )
-        return wanted <= set(entry.elements) and all(
-            glob is None or fnmatch.fnmatchcase(word.lower(), glob.lower()) for glob, word in words
+        return (
+            wanted <= set(entry.elements)
+            and accurate(entry)
+            and all(
+                glob is None or fnmatch.fnmatchcase(word.lower(), glob.lower())
+                for glob, word in words
+            )
         )
 
     return [entry for entry in models.values() if matches(entry)]
 
 
-def find_model_folder(spec: str | Path, *, models: Mapping[str, ModelEntry] = MODELS) -> Path:
+def find_model_folder(
+    spec: str | Path,
+    *,
+    models: Mapping[str, ModelEntry] = MODELS,
+    access: HubAccess = HubAccess(),  # noqa: B008 - frozen
+) -> Path:
     """The folder with the model that ``spec`` names, fetched from the Hub when necessary.
 
     ``"name"`` is a released model, whose weights are checked against the SHA-256 on its card;
@@ -302,7 +342,7 @@ def find_model_folder(spec: str | Path, *, models: Mapping[str, ModelEntry] = MO
     scheme, _, rest = str(spec).partition(":")
     if scheme == "hf-hub":
         repo, _, revision = rest.partition("@")
-        return download_folder(repo, revision or None)
+        return download_folder(repo, revision or None, access)
     if scheme == "local-dir":
         folder = Path(rest).expanduser()
         if not folder.is_dir():
@@ -310,33 +350,33 @@ def find_model_folder(spec: str | Path, *, models: Mapping[str, ModelEntry] = MO
         return folder
     name, _, revision = str(spec).partition("@")
     if name in models:
-        return _released_folder(models[name], revision)
+        return _released_folder(models[name], revision, access)
     if (path := Path(spec).expanduser()).exists():
         return path
     hint = " Or give hf-hub:organisation/name, or local-dir:path."
     raise UnknownName("model", str(spec), models, hint)
 
 
-def _released_folder(entry: ModelEntry, revision: str) -> Path:
+def _released_folder(entry: ModelEntry, revision: str, access: HubAccess) -> Path:
     folder = None if revision else entry._local_folder()
-    if folder is None:
-        if entry.checkpoint is not None:
+    expected = entry.sha256 if revision in ("", entry.hub_revision) else None
+    if folder is not None:
+        if expected is not None and sha256_of(folder / WEIGHTS) != expected:
             raise ValueError(
-                f"{entry.name} is a checkpoint that has not been converted here yet; do so once "
-                f"with equizoo.load({entry.name!r}), or on the command line: equizoo convert "
-                f"{entry.checkpoint.format} {entry.name}; it says what has to be agreed to."
+                f"{folder / WEIGHTS} does not have the SHA-256 on the card of {entry.name} "
+                f"({expected}): damaged, or replaced. Delete the folder and load the model again."
             )
-        if entry.hub_repo is None:
-            places = f"{BUNDLED / entry.name} or {cache_folder() / 'models' / entry.name}"
-            raise ValueError(f"{entry.name} is not on the Hub; expected its weights in {places}.")
-        folder = download_folder(entry.hub_repo, revision or entry.hub_revision)
-    checked = entry.sha256 is not None and revision in ("", entry.hub_revision)
-    if checked and sha256_of(folder / WEIGHTS) != entry.sha256:
+        return folder
+    if entry.checkpoint is not None:
         raise ValueError(
-            f"{folder / WEIGHTS} does not have the SHA-256 on the card of {entry.name} "
-            f"({entry.sha256}): damaged, or replaced. Delete the folder and load the model again."
+            f"{entry.name} is a checkpoint that has not been converted here yet; do so once "
+            f"with equizoo.load({entry.name!r}), or on the command line: equizoo convert "
+            f"{entry.checkpoint.format} {entry.name}; it says what has to be agreed to."
         )
-    return folder
+    if entry.hub_repo is None:
+        places = f"{BUNDLED / entry.name} or {cache_folder() / 'models' / entry.name}"
+        raise ValueError(f"{entry.name} is not on the Hub; expected its weights in {places}.")
+    return download_folder(entry.hub_repo, revision or entry.hub_revision, access, expected)
 
 
 def cache_folder() -> Path:

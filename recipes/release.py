@@ -2,7 +2,8 @@
 
 ``python recipes/release.py RUN_FOLDER PROVENANCE.json``: the provenance file holds what cannot be
 measured from the weights (see ``equizoo.eval.card.Provenance``). Writes
-``equizoo/bundled/<name>/``, ``model_cards/<name>.md`` and ``model_cards/<name>/`` (images, log).
+``equizoo/bundled/<name>/``, ``model_cards/<name>.md`` and ``model_cards/<name>/`` (errors, images,
+log). Afterwards ``equizoo certify NAME --card`` adds the certificate.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from equizoo.data.datasets import load_dataset
-from equizoo.eval.card import Provenance, make_card
+from equizoo.eval.card import Provenance, make_card, write_evaluations
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import parity_plot
 from equizoo.eval.potential import load
@@ -41,6 +42,8 @@ def release(run: tyro.conf.Positional[Path], provenance: tyro.conf.Positional[Pa
     shutil.copytree(run / "model", folder)
     images = ROOT / "model_cards" / name
     images.mkdir(exist_ok=True)
+    (images / "certificate.json").unlink(missing_ok=True)  # of other weights
+    write_evaluations(images, evaluations)
     parity_plot(evaluations, images / "parity.png")
     shutil.copy(run / "learning_curve.png", images / "learning_curve.png")
     shutil.copy(run / "metrics.jsonl", images / "metrics.jsonl")

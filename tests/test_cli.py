@@ -63,7 +63,8 @@ def wide_terminal(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     ["models", "describe", "products", "train", "finetune", "evaluate", "predict", "demo"]
-    + ["benchmark", "convert mace-torch", "convert equiformer-v2", "convert tdn"]
+    + ["certify", "compare", "publish", "benchmark"]
+    + ["convert mace-torch", "convert equiformer-v2", "convert tdn"]
     + [
         f"leaderboard {what}"
         for what in ("oc20-s2ef", "oc22-is2re", "oc20-is2rs", "check", "score")
@@ -131,6 +132,16 @@ def test_convert_makes_a_folder_that_every_command_takes(capsys, tmp_path):
     assert "--out is missing" in fails(capsys, "convert", "mace-torch", dump)
     assert "to write the dump to" in fails(capsys, "convert", "mace-torch", dump, "--dump-only")
     assert "needs no conversion" in fails(capsys, "convert", "mace-torch", "mace-3bpa")
+
+
+def test_models_are_chosen_by_their_errors(capsys):
+    chosen = ("models", "--dataset", "3bpa/*", "--architecture", "mace", "--json", "--max-error")
+    rows = json.loads(run(capsys, *chosen, "forces_mae_meV_per_A=50"))
+    assert "mace-3bpa" in {row["name"] for row in rows}
+    assert all(row["metrics"] for row in rows)
+    assert json.loads(run(capsys, *chosen, "forces_mae_meV_per_A=0.1")) == []
+    assert "expected name=number" in fails(capsys, *chosen, "forces_mae_meV_per_A")
+    assert "No card states the error 'force'" in fails(capsys, *chosen, "force=1")
 
 
 def test_evaluate_writes_errors_with_units_in_the_keys(capsys, tmp_path):
@@ -359,3 +370,27 @@ def test_an_existing_folder_is_refused_but_not_one_of_a_failed_start(here, capsy
     text = fails(capsys, *new, tmp_path / "run", "--freeze", "layer.*")
     assert "'layer.*' matches no parameter" in text and "layers.0" in text
     run(capsys, *new, tmp_path / "run", "--freeze", "layers.*", "--epochs", 1)
+
+
+# ---- certify and compare
+
+
+def test_certify_says_what_was_run_and_compare_puts_side_by_side(here, capsys, tmp_path):
+    brief = ("--frames", "1", "--turns", "1", "--replicas", "1", "--temperatures", "100")
+    brief += ("--md-picoseconds", "0.002", "--nve-picoseconds", "0")
+    given = ("certify", "base/model", "--structures", "test.xyz", *brief)
+    out = tmp_path / "certificate.json"
+    text = run(capsys, *given, "--json", out)
+    assert "size consistency" in text and "passed" in text and "failed" not in text
+    certificate = json.loads(out.read_text())
+    assert certificate["settings"]["md_picoseconds"] == 0.002
+    verdicts = {check["name"]: check["verdict"] for check in certificate["checks"]}
+    assert verdicts["rotation"] == "passed"
+    assert verdicts["energy is conserved (NVE)"] == "not run" and "stable at 100 K" in verdicts
+    assert "has no card" in fails(capsys, *given, "--card")
+
+    text = run(capsys, "compare", "base/model", "local-dir:base/model", "test.xyz")
+    assert "force MAE [meV/Å]" in text and "+0 ± 0, better on 0 %" in text
+    assert "expected two or more" in fails(
+        capsys, "compare", "base/model", "base/model", "test.xyz"
+    )

@@ -1,11 +1,9 @@
 """A model folder is written whole or not at all, and read exactly or refused with the reason."""
 
 import hashlib
-import http.server
 import json
 import os
 import stat
-import threading
 from pathlib import Path
 
 import hypothesis
@@ -13,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from huggingface_hub import constants
 from hypothesis import strategies as st
 
 from equizoo import hub
@@ -257,128 +254,6 @@ def test_front_matter_keeps_order_and_ends_at_the_first_rule():
 def test_cards_without_proper_front_matter_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
         split_front_matter(text, where="x.md")
-
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def offline_cache(tmp_path, monkeypatch):
-    """The Hub's cache with one model at the main branch, and no network."""
-    repo = tmp_path / "models--org--model"
-    save(repo / "snapshots" / COMMIT)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(COMMIT)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return repo
-
-
-@pytest.mark.parametrize("revision", [None, "main", COMMIT])
-def test_a_cached_download_needs_no_network(offline_cache, revision):
-    folder = hub.download_folder("org/model", revision)
-    assert folder == offline_cache / "snapshots" / COMMIT
-    (folder / "README.md").unlink()
-    assert hub.download_folder("org/model", revision) == folder
-
-
-@pytest.mark.parametrize(("repo", "revision"), [("org/other", None), ("org/model", "v2")])
-def test_an_uncached_download_without_network_says_so(offline_cache, repo, revision):
-    with pytest.raises(ConnectionError, match=rf"hf-hub:{repo}.* is not in the cache.*local-dir"):
-        hub.download_folder(repo, revision)
-
-
-def test_a_half_cached_model_is_not_taken_for_whole(offline_cache):
-    (offline_cache / "snapshots" / COMMIT / "golden.safetensors").unlink()
-    with pytest.raises(ConnectionError, match="could not be fetched"):
-        hub.download_folder("org/model", COMMIT)
-
-
-def test_a_malformed_repository_name_is_refused(offline_cache):
-    with pytest.raises(ValueError, match=r"expected hf-hub:organisation/name\[@revision\]"):
-        hub.download_folder("a/b/c")
-
-
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A loopback Hub: repository org/model with one commit, and what of it has been asked for."""
-    save(tmp_path / "files")
-    requests = []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            requests.append(f"{self.command} {self.path}")
-            content, error = b"{}", None
-            if not self.path.startswith(("/api/models/org/model", "/org/model/resolve/")):
-                error = "RepoNotFound"
-            elif "/resolve/" in self.path:
-                file = tmp_path / "files" / self.path.rpartition("/")[2]
-                error = None if file.exists() else "EntryNotFound"
-                content = file.read_bytes() if file.exists() else b""
-            elif self.path.endswith("/revision/v9"):
-                error = "RevisionNotFound"
-            else:
-                content = json.dumps({"id": "org/model", "sha": COMMIT, "siblings": []}).encode()
-            self.send_response(404 if error else 200)
-            if error:
-                self.send_header("X-Error-Code", error)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    yield tmp_path / "files", requests
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_model_is_fetched_once_from_one_commit(served):
-    _, requests = served
-    folder = hub.download_folder("org/model", "v1")
-    assert folder.name == COMMIT
-    assert_identical(load_folder(folder).arrays, ARRAYS)
-    fetched = [request.split("/resolve/") for request in requests if "GET /org" in request]
-    assert [part[1] for part in fetched] == [
-        f"{COMMIT}/{name}" for name in (*hub.REQUIRED, hub.CARD)
-    ]
-    del requests[:]
-    assert hub.download_folder("org/model", COMMIT) == folder
-    assert [request for request in requests if "harness" not in request] == []
-
-
-def test_what_the_hub_does_not_have_is_said(served):
-    files, _ = served
-    with pytest.raises(ValueError, match="hf-hub:org/none: no such repository, or a private one"):
-        hub.download_folder("org/none")
-    with pytest.raises(ValueError, match="hf-hub:org/model@v9: .*has no revision 'v9'"):
-        hub.download_folder("org/model", "v9")
-    (files / "README.md").unlink()
-    assert load_folder(hub.download_folder("org/model")).card is None
-
-
-def test_a_repository_that_is_no_model_folder_is_refused(served):
-    files, _ = served
-    (files / "model.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match="hf-hub:org/model lacks model.safetensors; expected a model"
-    ):
-        hub.download_folder("org/model")
 
 
 def test_safetensors_still_needs_our_copy():

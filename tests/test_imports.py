@@ -14,7 +14,7 @@ import pytest
 import equizoo
 
 PACKAGE = Path(equizoo.__file__).parent
-ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub", "device"}
+ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub", "hub_client", "device"}
 ROOT |= {"compile_cache", "host_memory"}
 LAYERED = ["root", "tensor_products", "layers", "zoo", "eval", "train", "cli"]
 MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
@@ -74,7 +74,7 @@ def direction_violations(package: Path) -> list[str]:
                 continue
             target_room = "root" if target and target[0] in ROOT else (target or ["equizoo"])[0]
             private = len(target) > 1 and target[1].startswith("_")
-            own = len(target) > 1 and target[1] == parts[-1]
+            own = len(target) > 1 and target[1] in parts[1:]
             sibling = room == target_room and room in ("tensor_products", "zoo")
             if target_room not in MAY_IMPORT[room]:
                 found.append(f"{'/'.join(parts)} imports {name}")

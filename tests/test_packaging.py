@@ -1,6 +1,8 @@
 """What is installed is what is meant: dependencies, package data, version, README."""
 
 import ast
+import dataclasses
+import html.parser
 import importlib.util
 import re
 import sys
@@ -149,6 +151,75 @@ def test_the_table_of_a_card(tmp_path):
         assert part in text
     columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
     assert columns == [7, 7, 7, 6, 6, 6]
+
+
+@pytest.fixture(scope="module")
+def zoo_page():
+    return import_file(ROOT / "docs/zoo_page.py")
+
+
+class Page(html.parser.HTMLParser):
+    """Tags opened and not closed, addresses, and the text of cells."""
+
+    VOID = {"meta", "input", "img", "line", "circle", "polygon"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for key, value in attributes if key in ("href", "src")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.addresses += [value for key, value in attributes if key in ("href", "src")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_zoo_page_is_that_of_the_cards(zoo_page):
+    text = zoo_page.PAGE.read_text("utf-8")
+    assert text == zoo_page.page(MODELS), "the model cards have changed: run `make readme`"
+    page = Page(text)
+    assert page.open == []
+    for name in MODELS:
+        assert page.words.count(name) >= 1
+    for address in page.addresses:
+        assert (zoo_page.PAGE.parent / address).exists(), f"{address}: the page works by itself"
+
+
+def test_the_zoo_page_draws_accuracy_against_speed(zoo_page):
+    base = MODELS["mace-3bpa"]
+    speed = {"device": "GPU <1>", "dtype": "float32"}
+    models = {
+        name: dataclasses.replace(
+            base,
+            name=name,
+            architecture=architecture,
+            metrics=({"dataset": "set", "split": "hot", "forces_mae_meV_per_A": error},),
+            speed=({**speed, "ms_per_atom": time},),
+        )
+        for name, architecture, error, time in (("a", "mace", 10, 0.1), ("b", "tdn", 1000, 10))
+    }
+    text = zoo_page.page(models)
+    assert Page(text).open == []
+    (figure,) = [part for part in text.split("<figure>") if "set/hot, energy" in part]
+    assert "GPU &lt;1&gt;" in figure and "time [ms per atom]" in figure
+    # the slow and bad one is above and to the right of the other
+    first, second = (
+        re.search(rf"(?s){shape}<title>{name}: .*?x=\"([\d.]+)\" y=\"([\d.]+)\"", figure).groups()
+        for shape, name in (('r="5" fill="#0072B2"/>', "a"), ('fill="#D55E00"/>', "b"))
+    )
+    assert float(second[0]) > float(first[0]) and float(second[1]) < float(first[1])
+    without = zoo_page.page({"a": dataclasses.replace(models["a"], speed=())})
+    assert "no speeds measured yet" in without
+    assert "No model has been evaluated" in zoo_page.page({})
 
 
 def test_a_readme_without_markers_is_refused():

@@ -8,6 +8,7 @@ import pytest
 from equizoo import hub, registry
 from equizoo.config import to_dict
 from equizoo.hub import join_front_matter, save_folder, split_front_matter
+from equizoo.hub_client import HubAccess
 from equizoo.registry import (
     ARCHITECTURES,
     MODELS,
@@ -256,6 +257,12 @@ def test_correct_optional_fields_are_accepted(cards):
         ({"level_of_theory": "wb97x*"}, ["mace-small"]),
         ({"elements": ["O"], "level_of_theory": "RPBE"}, ["equiformer-oc20"]),
         ({"architecture": "mace", "tensor_product": "gaunt"}, []),
+        ({"dataset": "3bpa/*"}, ["equiformer-oc20", "mace-small"]),
+        ({"dataset": "3BPA/test_300k", "architecture": "mace"}, ["mace-small"]),
+        ({"dataset": "rmd17/*"}, []),
+        ({"max_error": {"forces_mae_meV_per_A": 8.5}}, ["equiformer-oc20", "mace-small"]),
+        ({"max_error": {"forces_mae_meV_per_A": 8.4}}, []),
+        ({"max_error": {"forces_mae_meV_per_A": 9.0}, "dataset": "rmd17/*"}, []),
     ],
 )
 def test_models_are_chosen_by_all_conditions(cards, conditions, names):
@@ -265,6 +272,24 @@ def test_models_are_chosen_by_all_conditions(cards, conditions, names):
 def test_an_unknown_element_is_refused(cards):
     with pytest.raises(ValueError, match="'Xx', 'h': no such element"):
         list_models(elements=["h", "O", "Xx"], models=cards)
+
+
+def test_errors_are_bounded_on_every_data_set_chosen(cards):
+    rows = [
+        {"dataset": "3bpa", "split": "cold", "forces_mae_meV_per_A": 5.0},
+        {"dataset": "3bpa", "split": "hot", "forces_mae_meV_per_A": 50.0},
+        {"dataset": "other", "split": "all", "energy_mae_meV": 1.0},
+    ]
+    write_card(cards.folder, "two", metrics=rows)
+
+    def found(**conditions):
+        return "two" in [entry.name for entry in list_models(**conditions, models=cards)]
+
+    limit = {"forces_mae_meV_per_A": 20.0}
+    assert not found(max_error=limit) and found(max_error=limit, dataset="3bpa/cold")
+    assert not found(max_error=limit, dataset="other/*"), "it states no such error there"
+    with pytest.raises(ValueError, match="No card states the error 'force_mae'. .*forces_mae_meV"):
+        found(max_error={"force_mae": 1.0})
 
 
 def test_bundled_weights_come_before_cached_ones_and_both_before_the_hub(cards, tmp_path):
@@ -354,33 +379,33 @@ def downloads(monkeypatch, tmp_path):
     """What would be fetched from the Hub, in place of fetching it."""
     calls = []
 
-    def download(repo, revision):
-        calls.append((repo, revision))
+    def download(repo, revision, access, expected_sha256=None):
+        assert access == HubAccess()
+        calls.append((repo, revision, expected_sha256))
         return tmp_path / "fetched"
 
     monkeypatch.setattr(registry, "download_folder", download)
     return calls
 
 
-def test_released_models_are_fetched_at_the_pinned_commit_and_verified(cards, tmp_path, downloads):
-    sha256 = write_weights(tmp_path / "fetched")
+def test_released_models_are_fetched_at_the_pinned_commit_with_their_hash(
+    cards, tmp_path, downloads
+):
+    sha256 = "b" * 64
     pinned = {"hub_repo": "org/model", "hub_revision": COMMIT}
     write_card(cards.folder, "mace-small", sha256=sha256, **pinned)
-    assert find_model_folder("mace-small", models=cards) == tmp_path / "fetched"
-    write_card(cards.folder, "mace-small", **pinned)
     for spec in ("mace-small", f"mace-small@{COMMIT}"):
-        with pytest.raises(ValueError, match="does not have the SHA-256 on the card"):
-            find_model_folder(spec, models=cards)
+        assert find_model_folder(spec, models=cards) == tmp_path / "fetched"
     # The card knows nothing of another revision's weights, and bundled ones are not that revision.
     write_weights(tmp_path / "bundled" / "mace-small")
     assert find_model_folder("mace-small@v2", models=cards) == tmp_path / "fetched"
-    assert downloads == [("org/model", COMMIT)] * 3 + [("org/model", "v2")]
+    assert downloads == [("org/model", COMMIT, sha256)] * 2 + [("org/model", "v2", None)]
 
 
 def test_hub_addresses_are_fetched_as_given(downloads, tmp_path):
     assert find_model_folder("hf-hub:org/other@v1") == tmp_path / "fetched"
     assert find_model_folder("hf-hub:org/other") == tmp_path / "fetched"
-    assert downloads == [("org/other", "v1"), ("org/other", None)]
+    assert downloads == [("org/other", "v1", None), ("org/other", None, None)]
 
 
 def test_folders_are_found_by_path_and_names_come_first(cards, tmp_path, monkeypatch):

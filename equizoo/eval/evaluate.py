@@ -1,6 +1,7 @@
 """A potential against the labels of a data set."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from jaxtyping import Float
 from equizoo.data.readers import Dataset
 from equizoo.eval.metrics import Metrics
 from equizoo.eval.potential import BATCH_NODES, Potential
+
+SAMPLE = 32  # frames of a large data set whose errors are kept apart, to be computed again quickly
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,12 +27,15 @@ class Evaluation:
     energy_per_atom: Float[np.ndarray, "energies 2"]  # [eV] reference, predicted
     forces: Float[np.ndarray, "force_components 2"]  # [eV/Å] reference, predicted
     stress: Float[np.ndarray, "stress_components 2"]  # [eV/Å^3] reference, predicted
+    # metrics of every so-many-th frame; empty for a small data set
+    sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What belongs on a card: names, precision, errors and counts, JSON-able."""
         names = ("model", "dataset", "dtype")
         named = {name: getattr(self, name) for name in names}
-        return named | {"metrics": dict(self.metrics), "left_out": dict(self.left_out)}
+        sampled = {"sample": dict(self.sample)} if self.sample else {}
+        return named | {"metrics": dict(self.metrics)} | sampled | {"left_out": dict(self.left_out)}
 
 
 def evaluate(
@@ -51,12 +57,16 @@ def evaluate(
             f"Data set {dataset.name or '(unnamed)'}: none of its {len(dataset)} structures has "
             "energy, forces or stress. Read it with the keys that its labels have (LabelKeys)."
         )
+    every = math.ceil(len(dataset) / SAMPLE)
+    sample = Metrics(potential.energy_reference, dataset.energy_reference)
     pairs: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
     stream = potential.predict_stream(
         dataset.structures, dtype=dtype, batch_nodes=batch_nodes, progress=progress
     )
-    for structure, result in zip(dataset.structures, stream, strict=True):
+    for index, (structure, result) in enumerate(zip(dataset.structures, stream, strict=True)):
         metrics.add(structure, result)
+        if index % every == 0:
+            sample.add(structure, result)
         for kind, values in pairs.items():
             label, predicted = getattr(structure, kind), getattr(result, kind)
             if label is not None and predicted is not None:
@@ -68,6 +78,7 @@ def evaluate(
         dataset=dataset.name,
         dtype=dtype,
         metrics=metrics.summary(),
+        sample={"every": every, "metrics": sample.summary()} if every > 1 else {},
         left_out={reason: left.count for reason, left in dataset.report.left_out.items()},
         energy_per_atom=energy,
         forces=forces,

@@ -22,8 +22,9 @@ from equizoo import hub
 from equizoo.config import from_dict, to_dict
 from equizoo.eval.golden import check_golden_outputs, golden_outputs
 from equizoo.eval.packing import BudgetSet, pack
-from equizoo.graph import Budget, Frame, batch_frames, unbatch_nodes
+from equizoo.graph import Budget, Frame, Graph, batch_frames, unbatch_nodes
 from equizoo.host_memory import keep_freed_memory
+from equizoo.hub_client import HubAccess, Upload
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
 from equizoo.structure import EnergyReference, Structure
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
@@ -79,6 +80,7 @@ class Potential:
         self.name = name or ARCHITECTURES.name_of(model.config)
         self.card = card
         self.source = dict(source or {})  # file and SHA-256 that weights were converted from
+        self.revision: str | None = None  # the Hub's commit that it was loaded from
         self._set_heads(
             {
                 key: _checked_energies(energies, self.config)
@@ -89,9 +91,7 @@ class Potential:
         self._choose_head(self.config.heads[0] if head is None else head)
         self._graphdef, self._params = _split(model)
         self._params_in: dict[str, nnx.State] = {}
-        self._budgets = {dtype: BudgetSet(len(self.config.atomic_numbers)) for dtype in DTYPES}
-        self._traces: list[int] = []  # nodes of every program compiled
-        self._program = jax.jit(self._trace)
+        self._forget_programs()
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{key}={value!r}" for key, value in self.describe().items())
@@ -124,6 +124,7 @@ class Potential:
             "symmetry": str(config.symmetry),
             "smooth": config.smooth,
             "conservative": config.conservative,
+            **({} if self.revision is None else {"revision": self.revision}),
             **several,
         }
 
@@ -329,6 +330,10 @@ class Potential:
             _require_head(head, self.config)
         return self.config.frame(structure, head, skin)
 
+    def budget(self, frames: Sequence[Frame], dtype: str, batch_nodes: int) -> Budget:
+        """The static shape that :meth:`predict` evaluates such a batch in."""
+        return self._budgets[dtype].choose(frames, batch_nodes, remainder=False)
+
     def evaluate_batch(self, frames: Sequence[Frame], budget: Budget, dtype: str) -> Prediction:
         """The network's output for one padded batch, still on the device."""
         with numerics(dtype):
@@ -356,17 +361,33 @@ class Potential:
             )
         return results
 
+    def recompiled(self) -> "Potential":
+        """The same potential, with no program compiled yet."""
+        other = copy.copy(self)
+        other._forget_programs()
+        return other
+
+    def network(self, dtype: str) -> tuple[Callable[[Any, Graph], Prediction], Any]:
+        """What a batch is evaluated with, to be traced into larger programs, and its parameters.
+
+        Energies are without reference energies. Trace and run it under :func:`numerics`.
+        """
+        graphdef = self._graphdef
+
+        def evaluate(params: Any, graph: Graph) -> Prediction:
+            return energy_forces_stress(nnx.merge(graphdef, params), graph)
+
+        with numerics(dtype):
+            return evaluate, self._params_as(dtype)
+
+    def _forget_programs(self) -> None:
+        self._budgets = {dtype: BudgetSet(len(self.config.atomic_numbers)) for dtype in DTYPES}
+        self._traces: list[int] = []  # nodes of every program compiled
+        self._program = jax.jit(self._trace)
+
     def _trace(self, params, graph) -> Prediction:
         self._traces.append(graph.num_nodes)  # Python runs once per compilation, not per call
         return energy_forces_stress(nnx.merge(self._graphdef, params), graph)
-
-    def network(self, dtype: str) -> tuple[Any, Any]:
-        """The model in its two parts, weights in ``dtype``, for programs of one's own.
-
-        Run them in :func:`numerics`.
-        """
-        with numerics(dtype):
-            return self._graphdef, self._params_as(dtype)
 
     def _params_as(self, dtype: str):
         if dtype not in self._params_in:
@@ -412,6 +433,75 @@ class Potential:
             golden=golden_outputs(self.predict, self.config) if golden else {},
         )
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> Upload | None:
+        """:meth:`save` under the name that libraries of the Hub have for it.
+
+        With ``push_to_hub`` also :meth:`push_to_hub` with ``options``, to ``repo_id`` or else the
+        name of the folder. Nothing is overwritten: raises ``ValueError`` when the folder exists and
+        is not empty, and for options without ``push_to_hub``.
+        """
+        if (options or repo_id) and not push_to_hub:
+            given = ", ".join([*options, *(["repo_id"] if repo_id else [])])
+            raise ValueError(f"{given} given without push_to_hub=True; expected both or neither.")
+        self.save(save_directory)
+        return (
+            self.push_to_hub(repo_id or Path(save_directory).name, **options)
+            if push_to_hub
+            else None
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push model using equizoo",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+        tag: str | None = None,
+    ) -> Upload:
+        """Where the model is on the Hugging Face Hub afterwards: configuration, weights, golden
+        outputs and card, in one commit of ``repo_id`` (made if it is not there).
+
+        Raises as :func:`equizoo.hub_client.upload_files` does.
+        """
+        from equizoo.eval.publish import push  # which builds on this module
+
+        options = dict(private=private, token=token, branch=branch, create_pr=create_pr)
+        options |= dict(parent_commit=parent_commit, tag=tag)
+        return push(self, repo_id, message=commit_message, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        check_golden: bool = True,
+    ) -> "Potential":
+        """:func:`load` with the keywords that libraries of the Hub have; a folder, a released
+        model, or ``organisation/name`` on the Hub."""
+        spec = str(pretrained_model_name_or_path)
+        if ":" not in spec and spec.count("/") == 1 and not Path(spec).expanduser().exists():
+            spec = f"hf-hub:{spec}"
+        if revision is not None:
+            spec = f"{spec}@{revision}"
+        access = HubAccess(token, cache_dir, force_download, local_files_only)
+        return load(spec, check_golden=check_golden, access=access)
+
 
 @dataclasses.dataclass(frozen=True)
 class _HeadBlock:
@@ -440,11 +530,12 @@ def load(
     head: str | None = None,
     trust: bool = False,
     accept_license: str | None = None,
+    access: HubAccess = HubAccess(),  # noqa: B008 - frozen
 ) -> Potential:
     """The potential that ``spec`` names: a released model, a folder, ``hf-hub:organisation/name``.
 
     With ``check_golden`` the outputs stored with the model are reproduced first. ``head`` chooses
-    among those of a model with several.
+    among those of a model with several; ``access`` says how the Hub is reached (token, cache).
 
     Some released models are other people's checkpoints (``entry.checkpoint``), converted on this
     machine when first loaded and then kept. Opening such a checkpoint runs code that it brings,
@@ -460,7 +551,7 @@ def load(
         from equizoo.eval.checkpoints import ensure_converted  # which builds on this module
 
         ensure_converted(MODELS[str(spec)], trust=trust, accept_license=accept_license)
-    folder = find_model_folder(spec)
+    folder = find_model_folder(spec, access=access)
     contents = hub.load_folder(folder)
     where = str(folder / hub.CONFIG)
     config_dict = dict(contents.config)
@@ -495,6 +586,8 @@ def load(
         head=block.head,
         source=block.source,
     )
+    if folder.parent.name == "snapshots":  # of the Hub's cache, where folders are named by commit
+        potential.revision = folder.name
     if check_golden:
         check_golden_outputs(potential.predict, contents.golden, str(folder / hub.GOLDEN))
     return potential if head is None else potential.with_head(head)

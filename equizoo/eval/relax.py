@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from equizoo.data.catalyst_frames import CatalystFrame
@@ -27,7 +26,7 @@ from equizoo.eval.potential import BATCH_NODES, DTYPES, Potential, numerics
 from equizoo.eval.run_folder import open_run_folder, write_arrays
 from equizoo.graph import Budget, Frame, Graph, batch_frames, unbatch_nodes, within_cutoff
 from equizoo.structure import Structure
-from equizoo.zoo._base import Prediction, energy_forces_stress
+from equizoo.zoo._base import Prediction
 
 _STEPS_PER_VISIT = 50  # of the host, at most, with a skin
 _LBFGS = LBFGS()
@@ -113,7 +112,7 @@ class Relaxer:
         self.potential, self.optimizer = potential, optimizer
         self.fmax, self.max_steps = fmax, max_steps
         self.dtype, self.batch_nodes, self.skin = dtype, batch_nodes, skin
-        self._graphdef, self._params = potential.network(dtype)
+        self._network, self._params = potential.network(dtype)
         self._budgets = BudgetSet(len(potential.config.atomic_numbers))
         self._program = jax.jit(self._advance, static_argnames=("visit_steps",))
 
@@ -307,14 +306,13 @@ class Relaxer:
         visit_steps: int,
     ) -> State:
         """At most ``visit_steps`` evaluations, fewer where neighbours could be out of date."""
-        model = nnx.merge(self._graphdef, params)
         first = state.displacement
 
         def evaluate_and_step(state: State) -> State:
             here = graph._replace(positions=graph.positions + (state.displacement - first))
             if self.skin:
-                here = within_cutoff(here, model.config.cutoff)
-            prediction = energy_forces_stress(model, here)
+                here = within_cutoff(here, self.potential.config.cutoff)
+            prediction = self._network(params, here)
             forces = jnp.where(free[:, None], prediction.forces, 0)
             finite = all_finite(forces, graph)
             forces = jnp.where(finite[graph.node_graph][:, None], forces, 0)

@@ -22,7 +22,7 @@ from equizoo.structure import EnergyReference
 DATA = [Path(folder) for folder in os.environ.get("EQUIZOO_DATA", "").split(os.pathsep) if folder]
 needs_data = pytest.mark.skipif(not DATA, reason="needs the data sets in EQUIZOO_DATA")
 EXTERNAL = [name for name, source in DATASETS.items() if not source.bundled]
-TEXT = [name for name in EXTERNAL if DATASETS[name].file.endswith("xyz")]
+AS_TEXT = [name for name in EXTERNAL if DATASETS[name].file.endswith("xyz")]
 TEXT = b"2\nenergy=-1.5\nH 0 0 0\nH 0 0 0.74\n"
 SOURCE = dataclasses.replace(
     DATASETS["3bpa/train_300K"],
@@ -232,7 +232,7 @@ def test_the_registered_file_is_the_one_in_the_data_folder(name):
 @needs_data
 @pytest.mark.parametrize(
     ("name", "index"),
-    [(name, "::97" if "oc20" not in name else ":2") for name in TEXT],
+    [(name, "::97" if "oc20" not in name else ":2") for name in AS_TEXT],
 )
 def test_every_number_is_the_one_in_the_file(name, index):
     """Against a plain parse of the same frames by ASE."""

@@ -238,7 +238,7 @@ def test_released_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("EQUIZOO_CHECKPOINTS", str(mirror))
     monkeypatch.setattr("equizoo.eval.potential.MODELS", {"tiny": entry})
     monkeypatch.setattr("equizoo.registry.MODELS", {"tiny": entry})
-    monkeypatch.setattr("equizoo.eval.potential.find_model_folder", lambda spec: folder)
+    monkeypatch.setattr("equizoo.eval.potential.find_model_folder", lambda spec, access: folder)
     folder = tmp_path / "cache" / "models" / "tiny"
     with pytest.raises(ValueError, match="For academic use.*accept_license='ASL'"):
         load("tiny", trust=True)

@@ -195,7 +195,9 @@ def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
     read = []
     load_dataset = recipe_module.load_dataset
     monkeypatch.setattr(
-        recipe_module, "load_dataset", lambda name, keys: read.append(name) or load_dataset(name)
+        recipe_module,
+        "load_dataset",
+        lambda name, keys, **_: read.append(name) or load_dataset(name),
     )
     shifted = [
         dataclasses.replace(s, energy=s.energy + 7.0 * s.num_nodes)
