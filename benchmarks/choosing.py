@@ -20,6 +20,7 @@ from equizoo.eval.plots import _STYLE, BLACK
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 PEER = "e3nn_jax"
+_MARKS = (50, 100, 200, 400, 800)  # [ms]
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -49,7 +50,8 @@ def cost(rows: Rows, path: Path) -> None:
     nodes, channels = peer[0]["nodes"], peer[0]["channels"]
     ax.set_title(
         f"Sum over neighbours with its derivatives: {nodes} atoms, {channels} channels\n"
-        "solid and dashed: all couplings, a weight each; dotted: another, often smaller, family"
+        "solid and dashed: all couplings, a weight each; dotted: another family of maps",
+        fontsize=9,
     )
     figure.legend(fontsize=7, loc="outside right center")
     figure.savefig(path)
@@ -64,6 +66,8 @@ def accuracy(rows: Rows, path: Path) -> None:
         ax.plot(x, y, **look_of(row["product"]) | {"linestyle": "", "markersize": 8})
         ax.annotate(row["product"], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
     ax.set(xscale="log", xlabel="training step [ms]", ylabel="force RMSE on test_300K [meV/Å]")
+    ax.minorticks_off()
+    ax.set_xticks(_MARKS, [str(mark) for mark in _MARKS])
     ax.set_title(f"MACE on 3BPA after {rows[0]['epochs']} epochs, one seed, by product")
     ax.margins(x=0.25, y=0.15)
     figure.savefig(path)
