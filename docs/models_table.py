@@ -1,8 +1,10 @@
 """Rewrites the table of released models in the README from the model cards: `make readme`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from marked_pages import page_with, table
 
 from equizoo.registry import MODELS, ModelEntry, shown_elements
 
@@ -14,7 +16,7 @@ def models_table(models: Mapping[str, ModelEntry]) -> str:
     """Markdown: a table of models and a table of their root mean square errors."""
     if not models:
         return "No model is released yet.\n"
-    released = _table(
+    released = table(
         ("model", "elements", "cutoff", "level of theory", "parameters", "licence of the weights"),
         (
             (
@@ -28,7 +30,7 @@ def models_table(models: Mapping[str, ModelEntry]) -> str:
             for m in models.values()
         ),
     )
-    errors = _table(
+    errors = table(
         ("model", "data set", "split", "energy", "forces"),
         (
             (
@@ -45,18 +47,9 @@ def models_table(models: Mapping[str, ModelEntry]) -> str:
     return f"{released}\nRoot mean square errors, as the cards state them:\n\n{errors}"
 
 
-def readme_with(readme: str, table: str) -> str:
-    """The README with ``table`` between its two marker lines."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README lacks the lines {BEGIN.strip()!r} and {END!r}.")
-    return f"{before}{begin}{table}{end}{after}"
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = (header, ("---",) * len(header), *rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def readme_with(readme: str, models: str) -> str:
+    """The README with ``models`` between its two marker lines."""
+    return page_with(readme, models, BEGIN, END)
 
 
 def _error(row: Mapping[str, str | float], label: str) -> str:

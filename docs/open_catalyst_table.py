@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from marked_pages import page_with, table
+
 from equizoo.eval.leaderboard_published import Comparison, comparisons
 from equizoo.eval.leaderboard_tasks import TASKS
 
@@ -12,30 +14,25 @@ BEGIN, END = "<!-- published:begin -->\n", "<!-- published:end -->"
 def published_tables() -> str:
     """Markdown: a table for every task, part and split that anything is published on."""
     every = [
-        table
+        comparison
         for task in TASKS.values()
         for part in ("val", "test")
-        for table in comparisons(task, part)
+        for comparison in comparisons(task, part)
     ]
-    sources = list(dict.fromkeys(source for table in every for source in table.sources))
-    return "\n".join(_markdown(table, sources) for table in every) + "\n" + _listed(sources)
+    sources = list(dict.fromkeys(source for each in every for source in each.sources))
+    return "\n".join(_markdown(each, sources) for each in every) + "\n" + _listed(sources)
 
 
-def page_with(page: str, tables: str) -> str:
-    """The page with ``tables`` between its two marker lines."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks the lines {BEGIN.strip()!r} and {END!r}.")
-    return f"{before}{begin}{tables}{end}{after}"
+def published_page(page: str) -> str:
+    """The page with these tables between its two marker lines."""
+    return page_with(page, published_tables(), BEGIN, END)
 
 
-def _markdown(table: Comparison, sources: list[str]) -> str:
+def _markdown(comparison: Comparison, sources: list[str]) -> str:
     """A source's number in the table becomes its number on the page."""
-    numbers = {f"[{i}]": f"[{1 + sources.index(s)}]" for i, s in enumerate(table.sources, 1)}
-    rows = [(*row[:-1], numbers[row[-1]]) for row in table.rows]
-    lines = [table.header, tuple("---" for _ in table.header), *rows]
-    return f"**{table.title}**\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    numbers = {f"[{i}]": f"[{1 + sources.index(s)}]" for i, s in enumerate(comparison.sources, 1)}
+    rows = ((*row[:-1], numbers[row[-1]]) for row in comparison.rows)
+    return f"**{comparison.title}**\n\n{table(comparison.header, rows)}"
 
 
 def _listed(sources: list[str]) -> str:
@@ -43,4 +40,4 @@ def _listed(sources: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text("utf-8"), published_tables()), "utf-8")
+    PAGE.write_text(published_page(PAGE.read_text("utf-8")), "utf-8")

@@ -15,7 +15,7 @@ import equizoo
 
 PACKAGE = Path(equizoo.__file__).parent
 ROOT = {"structure", "graph", "neighbors", "config", "registry", "hub", "hub_client", "device"}
-ROOT |= {"compile_cache", "host_memory"}
+ROOT |= {"compile_cache", "host_memory", "whole_files"}
 LAYERED = ["root", "tensor_products", "layers", "zoo", "eval", "train", "cli"]
 MAY_IMPORT = {room: set(LAYERED[: i + 1]) for i, room in enumerate(LAYERED)} | {
     "data": {"root", "data"},

@@ -9,7 +9,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +27,7 @@ from equizoo.data.readers import (
 )
 from equizoo.registry import BUNDLED, UnknownName, cache_folder
 from equizoo.structure import EnergyReference, require_same_reference
+from equizoo.whole_files import written_whole
 
 Where = Literal["bundled", "local", "cached", "download", "missing"]
 
@@ -234,31 +234,27 @@ def _download(source: DataSource, target: Path) -> Path:
     assert source.url is not None and source.num_bytes is not None  # stated together
     if not source.url.startswith("https://"):
         raise ValueError(f"{source.name}: {source.url} is not an https address.")
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            request = Request(source.url, headers={"User-Agent": "equizoo"})
-            with urlopen(request, timeout=60) as response:
-                if not response.geturl().startswith("https://"):
-                    raise OSError(f"redirected to {response.geturl()}")
-                content = response.read(source.num_bytes + 1)  # more than expected is enough
-        except OSError as error:
-            raise ConnectionError(
-                f"{source.name} could not be fetched from {source.url} ({error}). Without a "
-                f"network, put {source.file} into a folder and name that folder in EQUIZOO_DATA."
-            ) from error
-        found = hashlib.sha256(content).hexdigest()
-        if len(content) != source.num_bytes or found != source.sha256:
-            raise ValueError(
-                f"{source.url} is not {source.name}: got {len(content)} bytes with SHA-256 "
-                f"{found}, expected {source.num_bytes} bytes with {source.sha256}. Try again; if "
-                "it stays so, the public file has changed."
-            )
+        request = Request(source.url, headers={"User-Agent": "equizoo"})
+        with urlopen(request, timeout=60) as response:
+            if not response.geturl().startswith("https://"):
+                raise OSError(f"redirected to {response.geturl()}")
+            content = response.read(source.num_bytes + 1)  # more than expected is enough
+    except OSError as error:
+        raise ConnectionError(
+            f"{source.name} could not be fetched from {source.url} ({error}). Without a "
+            f"network, put {source.file} into a folder and name that folder in EQUIZOO_DATA."
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if len(content) != source.num_bytes or found != source.sha256:
+        raise ValueError(
+            f"{source.url} is not {source.name}: got {len(content)} bytes with SHA-256 "
+            f"{found}, expected {source.num_bytes} bytes with {source.sha256}. Try again; if "
+            "it stays so, the public file has changed."
+        )
+    with written_whole(target) as partial:
         partial.write_bytes(content)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

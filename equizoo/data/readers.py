@@ -6,7 +6,6 @@ Labels are found by explicit keys, raw: constraints never zero a force, units ar
 import dataclasses
 import os
 import re
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from equizoo.data.extxyz import to_extxyz
 from equizoo.data.frames import OPENERS, Frame, file_format, read_frames
 from equizoo.structure import EnergyReference, Structure, require_same_reference
+from equizoo.whole_files import written_whole
 
 LABELS = ("energy", "forces", "stress")
 _LOOKS_LIKE = {
@@ -248,14 +248,12 @@ def write_structures(
         raise ValueError(f"{path}: structures are written as .xyz or .extxyz; got {path.name!r}.")
     if path.exists():
         raise ValueError(f"{path} exists. Nothing is overwritten: choose another name.")
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with OPENERS[compression](partial, "wt", encoding="utf-8", newline="\n") as file:
-            for structure in structures:
-                file.write(to_extxyz(structure, {label: getattr(keys, label) for label in LABELS}))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        written_whole(path) as partial,
+        OPENERS[compression](partial, "wt", encoding="utf-8", newline="\n") as file,
+    ):
+        for structure in structures:
+            file.write(to_extxyz(structure, {label: getattr(keys, label) for label in LABELS}))
 
 
 def stress_matrix(

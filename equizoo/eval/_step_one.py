@@ -4,8 +4,11 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from equizoo.zoo._convert.dump import Dump
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +61,13 @@ def run_step_one(
         raise ValueError(
             f"{file} could not be opened: {lines[-1].rstrip('.')}.{hint if missing else ''}"
         )
+
+
+def read_or_dump(source: Path, read: Callable[[Path], Dump], write: Callable[[Path], None]) -> Dump:
+    """The dump in ``source``, a folder, or the one that ``write`` makes of it, a checkpoint."""
+    if source.is_dir():
+        return read(source)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "dump"
+        write(folder)
+        return read(folder)

@@ -48,6 +48,7 @@ from equizoo.tensor_products._base import (
     BoundProduct,
     TensorProduct,
     allowed_paths,
+    bind_reached,
     natural_irreps,
     wigner_3j,
 )
@@ -237,15 +238,18 @@ def _bind_reached(
     paths = allowed_paths(irreps_1, irreps_2, irreps_out)
     for path in paths:
         wigner_3j(path.ir_1.l, path.ir_2.l, path.ir_out.l)
-    while True:
-        reached = sorted({path.index_out for path in paths})
-        irreps_out = e3nn.Irreps([irreps_out[index] for index in reached])
+    reached = {path.index_out for path in paths}
+    irreps_out = e3nn.Irreps([irreps_out[index] for index in sorted(reached)])
+    seconds = 0.0
+
+    def bind(results: e3nn.Irreps) -> BoundProduct:
+        nonlocal seconds
         start = time.perf_counter()
-        bound = product._bind(irreps_1, irreps_2, irreps_out)  # product.bind would keep it
+        bound = product._bind(irreps_1, irreps_2, results)  # product.bind would keep it
         seconds = time.perf_counter() - start
-        paths = bound.paths
-        if len({path.index_out for path in paths}) == len(irreps_out):
-            return bound, seconds
+        return bound
+
+    return bind_reached(bind, irreps_out), seconds
 
 
 def _contents(mode: str, l_max: int) -> list[tuple[e3nn.Irreps, e3nn.Irreps, e3nn.Irreps]]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from equizoo.eval.convert_mace_torch import CONSENT, convert_mace_torch
 from equizoo.eval.potential import Potential, load
 from equizoo.hub import sha256_of
 from equizoo.registry import MODELS, ModelEntry, cache_folder
+from equizoo.whole_files import written_whole
 
 
 def require_license(entry: ModelEntry, accepted: str | None) -> None:
@@ -156,9 +156,8 @@ def _download(entry: ModelEntry, target: Path) -> Path:
     assert entry.checkpoint is not None
     address, expected = entry.checkpoint.address, entry.checkpoint.sha256
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     digest = hashlib.sha256()
-    try:
+    with written_whole(target) as partial:
         try:
             request = Request(address, headers={"User-Agent": "equizoo"})
             with urlopen(request, timeout=60) as response, open(partial, "wb") as out:
@@ -177,7 +176,4 @@ def _download(entry: ModelEntry, target: Path) -> Path:
                 f"{address} has SHA-256 {digest.hexdigest()}, expected {expected} (the card of "
                 f"{entry.name}). Try again; if it stays so, the public file has changed."
             )
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target

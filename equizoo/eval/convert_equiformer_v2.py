@@ -1,12 +1,11 @@
 """Checkpoints of EquiformerV2 to potentials."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from ase.data import atomic_numbers as number_of
 
-from equizoo.eval._step_one import CheckpointKind, run_step_one
+from equizoo.eval._step_one import CheckpointKind, read_or_dump, run_step_one
 from equizoo.eval.potential import Potential, _rebuild
 from equizoo.structure import EnergyReference
 from equizoo.zoo._convert import equiformer_v2_dump
@@ -51,12 +50,9 @@ def convert_equiformer_v2(
     :func:`dump_equiformer_v2` does, and for models that have no counterpart here.
     """
     source = Path(source).expanduser()
-    if source.is_dir():
-        dump = read_dump(source)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            dump_equiformer_v2(source, Path(temporary) / "dump", raw=raw, python=python)
-            dump = read_dump(Path(temporary) / "dump")
+    dump = read_or_dump(
+        source, read_dump, lambda folder: dump_equiformer_v2(source, folder, raw=raw, python=python)
+    )
     symbols = list(elements)
     if unknown := [symbol for symbol in symbols if symbol not in number_of]:
         raise ValueError(f"elements has {', '.join(unknown)}, expected chemical symbols.")

@@ -1,11 +1,10 @@
 """Checkpoints of mace-torch to potentials, on the user's machine and with the user's consent."""
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from equizoo.config import from_dict
-from equizoo.eval._step_one import CheckpointKind, run_step_one
+from equizoo.eval._step_one import CheckpointKind, read_or_dump, run_step_one
 from equizoo.eval.potential import Potential, _rebuild
 from equizoo.structure import EnergyReference
 from equizoo.zoo._base import ArchitectureConfig
@@ -57,12 +56,11 @@ def convert_mace_torch(
     for models that have no counterpart here.
     """
     source = Path(source).expanduser()
-    if source.is_dir():
-        dump = read_dump(source)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            dump_mace_torch(source, Path(temporary) / "dump", trust=trust, python=python)
-            dump = read_dump(Path(temporary) / "dump")
+    dump = read_or_dump(
+        source,
+        read_dump,
+        lambda folder: dump_mace_torch(source, folder, trust=trust, python=python),
+    )
     converted = convert(dump)
     config = from_dict(ArchitectureConfig, converted.config, str(source))
     potential = Potential(

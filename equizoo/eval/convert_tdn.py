@@ -1,12 +1,11 @@
 """Checkpoints of TDN to potentials."""
 
-import tempfile
 from pathlib import Path
 
 from ase.data import atomic_numbers as number_of
 
 from equizoo.config import parse_json
-from equizoo.eval._step_one import CheckpointKind, run_step_one
+from equizoo.eval._step_one import CheckpointKind, read_or_dump, run_step_one
 from equizoo.eval.potential import Potential, _rebuild
 from equizoo.structure import EnergyReference
 from equizoo.zoo._base import Forces
@@ -92,13 +91,11 @@ def convert_tdn(
     :func:`dump_tdn` does, and for models that have no counterpart here.
     """
     source = Path(source).expanduser()
-    if source.is_dir():
-        dump = read_dump(source)
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "dump"
-            dump_tdn(source, folder, factors=factors, raw=raw, python=python)
-            dump = read_dump(folder)
+    dump = read_or_dump(
+        source,
+        read_dump,
+        lambda folder: dump_tdn(source, folder, factors=factors, raw=raw, python=python),
+    )
     converted = convert(dump, run)
     return Potential(
         _rebuild(converted.config, converted.arrays, str(source)),

@@ -13,7 +13,7 @@ from ase.data import atomic_masses, covalent_radii
 from jaxtyping import Array, Float, Int
 
 from equizoo.eval.potential import Potential, numerics
-from equizoo.graph import Budget, Frame, Graph, batch_frames, make_frame, sum_graphs
+from equizoo.graph import Budget, Graph, batch_frames, edge_vectors, sum_graphs, within_cutoff
 from equizoo.structure import Structure
 
 SKIN = 0.4  # [Å] over the cutoff: lists hold until an atom has moved half of it
@@ -200,7 +200,7 @@ class _Run:
         self.state = self.state._replace(positions=self.constants.start)
 
     def _list(self, structures: Sequence[Structure]) -> None:
-        frames = [self._frame(s) for s in structures]
+        frames = [self.potential.frame(s, skin=self.skin) for s in structures]
         if self._budget is None or not self._budget.fits(frames):
             self._budget = Budget.sized(
                 frames,
@@ -231,14 +231,6 @@ class _Run:
     def budget(self) -> Budget:
         assert self._budget is not None  # since the first list
         return self._budget
-
-    def _frame(self, structure: Structure) -> Frame:
-        frame = self.potential.frame(structure)
-        if self.skin == 0:
-            return frame
-        config = self.potential.config
-        reach = config.cutoff + self.skin
-        return make_frame(structure, reach, config.atomic_numbers, head=frame.head)
 
     def _row(self, *columns: Any) -> tuple[np.ndarray, ...]:
         return tuple(np.asarray(column)[: len(self.structures)] for column in columns)
@@ -311,7 +303,8 @@ class _Run:
 
     def _evaluated(self, params, constants: _Constants, state: _State) -> _State:
         """The state with forces and energy of its positions."""
-        graph = _within(constants.graph, state.positions, self.potential.config.cutoff)
+        here = constants.graph._replace(positions=state.positions)
+        graph = within_cutoff(here, self.potential.config.cutoff)
         prediction = self.network(params, _as(graph, self.dtype))
         nodes = prediction.node_energies.astype(jnp.float64)
         return state._replace(
@@ -329,7 +322,8 @@ class _Run:
         graph = constants.graph
         squares = jnp.sum(state.velocities**2, axis=1)
         kinetic = sum_graphs(0.5 * constants.masses * squares, graph)
-        lengths = _lengths(graph, state.positions)
+        here = graph._replace(positions=state.positions)
+        lengths = jnp.linalg.norm(edge_vectors(here, self.potential.config.cutoff), axis=1)
         touch = constants.radii[graph.senders] + constants.radii[graph.receivers]
         ratio = jnp.where(graph.edge_mask, lengths / touch, jnp.inf)
         home = graph.node_graph[graph.receivers]
@@ -340,23 +334,6 @@ class _Run:
             now / constants.bond_lengths, constants.bond_graph, graph.num_graphs
         )
         return kinetic, state.potential, closest, jnp.where(stretch > 0, stretch, 0.0)
-
-
-def _within(graph: Graph, positions: Float[Array, "nodes 3"], cutoff: float) -> Graph:
-    """The graph at other positions, with the edges that are shorter than the cutoff there."""
-    mask = graph.edge_mask & (_lengths(graph, positions) < cutoff)
-    outgoing = graph.outgoing
-    if outgoing is not None:  # the way back of a gather must not see the edges that were dropped
-        known = jnp.concatenate([mask, jnp.zeros(1, bool)])
-        outgoing = jnp.where(known[outgoing], outgoing, graph.num_edges)
-    return graph._replace(positions=positions, edge_mask=mask, outgoing=outgoing)
-
-
-def _lengths(graph: Graph, positions: Float[Array, "nodes 3"]) -> Float[Array, " edges"]:
-    cell = graph.cell[graph.node_graph[graph.receivers]]
-    shift = jnp.einsum("ei,eij->ej", graph.shifts, cell)
-    vectors = positions[graph.receivers] - positions[graph.senders] + shift
-    return jnp.sqrt(jnp.sum(vectors**2, axis=1))
 
 
 def _as(graph: Graph, dtype: str) -> Graph:

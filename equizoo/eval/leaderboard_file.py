@@ -4,9 +4,7 @@ Arrays are written and read in blocks, so that memory does not grow with their l
 """
 
 import contextlib
-import os
 import re
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from equizoo.eval.leaderboard_parts import PartContent, PartFile
 from equizoo.eval.leaderboard_tasks import TASKS, Kind, Layout, Task
 from equizoo.eval.open_catalyst import IS2REMetrics, IS2RSMetrics, S2EFMetrics
 from equizoo.structure import EnergyReference
+from equizoo.whole_files import written_whole
 
 _BLOCK = 1 << 22  # bytes read or written at a time
 _ID = {
@@ -43,17 +42,15 @@ def write_file(path: Path, task: Task, layout: Layout, parts: Sequence[PartFile]
         raise ValueError(f"{path} exists. Nothing is overwritten: choose another name.")
     if missing := [part for part in parts if not part.path.exists()]:
         raise ValueError(f"{len(missing)} of {len(parts)} parts are missing: {missing[0].path}.")
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    scratch = partial.with_suffix(".scratch")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for split in task.splits:
-                of_split = [part for part in parts if part.split == split]
-                _write_split(archive, split, task, layout, of_split, scratch)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        scratch.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        scratch = partial.with_suffix(".scratch")
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+                for split in task.splits:
+                    of_split = [part for part in parts if part.split == split]
+                    _write_split(archive, split, task, layout, of_split, scratch)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _write_split(

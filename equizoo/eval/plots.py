@@ -1,8 +1,6 @@
 """Plots for cards and runs: predictions against labels, and errors against epochs."""
 
 import math
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from equizoo.eval.evaluate import Evaluation
+from equizoo.whole_files import written_whole
 
 # Okabe and Ito's palette, told apart with any kind of colour vision, https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#888888"
@@ -223,10 +222,6 @@ def _save(figure: Any, path: str | Path) -> Path:
     """Written beside and renamed, so that no reader sees half a file."""
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        figure.savefig(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or None)
     return path

@@ -1,13 +1,13 @@
 """Folders of finished pieces of a run, so that a run can stop and go on."""
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from equizoo.whole_files import written_whole
 
 
 def open_run_folder(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -18,9 +18,8 @@ def open_run_folder(folder: Path, facts: Mapping[str, Any]) -> None:
     path, text = folder / "run.json", json.dumps(facts, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        partial = _partial(path)
-        partial.write_text(text)
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(text)
         return
     before, now = json.loads(path.read_text()), json.loads(text)
     if before != now:
@@ -38,14 +37,5 @@ def open_run_folder(folder: Path, facts: Mapping[str, Any]) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An ``.npz`` file, there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

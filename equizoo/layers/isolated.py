@@ -3,13 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from equizoo.graph import Graph
 
 
-def lone_atoms(num_species: int, num_heads: int = 1) -> Graph:
+def lone_atoms(
+    num_species: int,
+    cutoff: float,  # [Å]
+    dtype: jnp.dtype,
+    num_heads: int = 1,
+) -> tuple[Float[Array, "edges 3"], Graph]:
     """One atom of every species for every head, head by head, in a graph of its own, with one edge
-    that is masked."""
+    that is masked; and the vectors of these edges, as long as the cutoff."""
     total = num_species * num_heads
     nodes = np.arange(total, dtype=np.int32)
     species = nodes % num_species
@@ -30,4 +36,5 @@ def lone_atoms(num_species: int, num_heads: int = 1) -> Graph:
         block_slot=nodes,
         head=nodes // num_species,
     )
-    return jax.tree.map(jnp.asarray, graph)
+    away = jnp.tile(jnp.array([[cutoff, 0, 0]], dtype), (graph.num_edges, 1))
+    return away, jax.tree.map(jnp.asarray, graph)

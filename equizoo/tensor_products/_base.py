@@ -78,6 +78,18 @@ def _bind_power(product, irreps_in, irreps_out, order):
     return product._bind_power(irreps_in, irreps_out, order)
 
 
+def bind_reached(
+    bind: Callable[[e3nn.Irreps], "BoundProduct"], irreps_out: e3nn.Irreps
+) -> "BoundProduct":
+    """What ``bind`` makes of those of ``irreps_out`` that the product reaches."""
+    while True:
+        bound = bind(irreps_out)
+        reached = sorted({path.index_out for path in bound.paths})
+        if len(reached) == len(irreps_out):
+            return bound
+        irreps_out = e3nn.Irreps([irreps_out[index] for index in reached])
+
+
 class BoundProduct(abc.ABC):
     """A map ``(x, y, weights) -> z``, bilinear in ``x`` and ``y``, linear in the weights.
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +12,7 @@ import scipy.linalg
 from jaxtyping import Float
 
 from equizoo.registry import cache_folder
+from equizoo.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +82,8 @@ def search(
 
     Alternating least squares, then damped Gauss-Newton steps on all factors together, both with a
     ridge that shrinks: without it, terms grow without bound and cancel. Equal arguments give equal
-    factors, to rounding; an exact result ends the search. The ridges are meant for a target whose
-    blocks have norm one.
+    factors with the same linear algebra; another release of it may stop elsewhere in a flat valley.
+    An exact result ends the search. The ridges are meant for a target whose blocks have norm one.
     """
     used = [np.flatnonzero(target.any(axis=(n - 1, n - 2))) for n in range(3)]
     core = target[np.ix_(*used)]
@@ -282,11 +281,5 @@ def _read(path: Path, key: str, target: np.ndarray, rank: int) -> Factors | None
 
 def _write(path: Path, key: str, factors: Factors, error: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, key=key, error=error, **factors._asdict())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, key=key, error=error, **factors._asdict())

@@ -257,9 +257,8 @@ class Equiformer(Architecture):
         config = self.config
         energies = self._scaled(x)
         if config.zero_isolated:
-            dtype = x[SCALAR].dtype
-            lone = lone_atoms(len(config.atomic_numbers))
-            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], dtype), (lone.num_edges, 1))
+            num_species, dtype = len(config.atomic_numbers), x[SCALAR].dtype
+            away, lone = lone_atoms(num_species, config.cutoff, dtype)
             energies = energies - self._scaled(self._features(away, lone, None)[0])[graph.species]
         return energies
 

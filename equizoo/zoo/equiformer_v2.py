@@ -232,8 +232,7 @@ class EquiformerV2(Architecture):
     ) -> Float[Array, " nodes"]:
         config, energies = self.config, self._scaled(x)
         if config.zero_isolated:
-            lone = lone_atoms(len(config.atomic_numbers))
-            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], x.dtype), (lone.num_edges, 1))
+            away, lone = lone_atoms(len(config.atomic_numbers), config.cutoff, x.dtype)
             isolated = self._scaled(self._features(away, lone, None)[0])
             energies = energies - isolated[graph.species]
         if config.offset:

@@ -282,9 +282,8 @@ class MACE(Architecture):
         energies = self._with_isolated(vectors, graph)
         if self.config.zero_isolated:
             num_species, num_heads = len(self.config.atomic_numbers), len(self.config.heads)
-            lone = lone_atoms(num_species, num_heads)
-            away = jnp.array([[self.config.cutoff, 0, 0]], vectors.dtype)
-            isolated = self._with_isolated(jnp.tile(away, (lone.num_edges, 1)), lone)
+            away, lone = lone_atoms(num_species, self.config.cutoff, vectors.dtype, num_heads)
+            isolated = self._with_isolated(away, lone)
             energies = energies - isolated[graph.species + num_species * _node_heads(graph)]
         return energies
 

@@ -264,8 +264,7 @@ class TDN(Architecture):
         if config.isolated == Isolated.DELETED:
             energies = energies * _has_neighbors(graph, x.dtype)
         else:
-            lone = lone_atoms(len(config.atomic_numbers))
-            away = jnp.tile(jnp.array([[config.cutoff, 0, 0]], x.dtype), (lone.num_edges, 1))
+            away, lone = lone_atoms(len(config.atomic_numbers), config.cutoff, x.dtype)
             energies = energies - self._scaled(self._features(away, lone, None)[0])[graph.species]
         if config.output == Output.PER_ATOM:
             energies = energies * sum_graphs(jnp.ones_like(energies), graph)[graph.node_graph]

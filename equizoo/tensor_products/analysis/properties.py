@@ -1,12 +1,13 @@
 """Every product side by side: what it can express, what it costs, how equivariant it is."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import e3nn_jax as e3nn
 
 from equizoo.registry import TENSOR_PRODUCTS
-from equizoo.tensor_products._base import BoundProduct, TensorProduct, allowed_paths, natural_irreps
+from equizoo.tensor_products._base import TensorProduct, allowed_paths, bind_reached, natural_irreps
 from equizoo.tensor_products.analysis import equivariance_defect, expressivity, interactability
 
 _SINGLE = 4  # [bytes] of a number in float32
@@ -38,7 +39,7 @@ def properties(product: TensorProduct, l_max: int) -> Properties:
     inputs = natural_irreps(l_max)
     degrees = range(l_max + 1)
     results = e3nn.Irreps([(1, (degree, parity)) for degree in degrees for parity in (1, -1)])
-    bound = _bind_reached(product, inputs, results)
+    bound = bind_reached(functools.partial(product.bind, inputs, inputs), results)
     numbers = bound.irreps_1.dim + bound.irreps_2.dim + bound.num_weights + bound.irreps_out.dim
     return Properties(
         product=next(name for name, cls in TENSOR_PRODUCTS.items() if isinstance(product, cls)),
@@ -66,15 +67,3 @@ def table(l_max: int, names: Sequence[str] = ()) -> tuple[list[Properties], dict
         except ValueError as error:
             problems[name] = str(error)
     return rows, problems
-
-
-def _bind_reached(
-    product: TensorProduct, inputs: e3nn.Irreps, results: e3nn.Irreps
-) -> BoundProduct:
-    """With those results that the product has."""
-    while True:
-        bound = product.bind(inputs, inputs, results)
-        reached = sorted({path.index_out for path in bound.paths})
-        if len(reached) == len(results):
-            return bound
-        results = e3nn.Irreps([results[index] for index in reached])

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import ase.data
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float
 
-from equizoo.config import parse_json
 from equizoo.layers.sphere_grid import Grid
 from equizoo.neighbors import NeighborLimit
 from equizoo.zoo._base import Forces
-from equizoo.zoo._convert.equiformer_v2_dump import ARRAYS, FORMAT, SETTINGS, VERSION
+from equizoo.zoo._convert import equiformer_v2_dump
+from equizoo.zoo._convert.dump import Dump, read_folder
 from equizoo.zoo.equiformer_v2 import EquiformerV2Config, Norm
 
 NORMS = {"layer_norm_sh": Norm.SEPARATE, "rms_norm_sh": Norm.JOINT}
@@ -38,14 +37,6 @@ TOLERANCE = 0.01  # [Å^2] of the original's graph construction
 _LARGEST = 1e3  # [eV] of a reference energy; where a fit had no data it leaves up to 1e12
 
 
-class Dump(NamedTuple):
-    """A checkpoint as plain data."""
-
-    settings: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-    where: str
-
-
 class Converted(NamedTuple):
     """The same model in our terms."""
 
@@ -57,22 +48,7 @@ class Converted(NamedTuple):
 
 def read_dump(folder: str | Path) -> Dump:
     """The dump in a folder; ``ValueError`` where it is not one."""
-    folder = Path(folder)
-    missing = [name for name in (SETTINGS, ARRAYS) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {' and '.join(missing)}; expected a folder that "
-            "equiformer_v2_dump.py wrote."
-        )
-    settings = parse_json((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS))
-    found = settings.get("format"), settings.get("version")
-    if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{folder / SETTINGS} has format and version {found}, expected {(FORMAT, VERSION)}; "
-            "write it again with the equiformer_v2_dump.py of this version."
-        )
-    arrays = safetensors.numpy.load((folder / ARRAYS).read_bytes())
-    return Dump(settings, arrays, str(folder))
+    return read_folder(folder, equiformer_v2_dump)
 
 
 def convert(dump: Dump, elements: Sequence[int] = ()) -> Converted:
@@ -108,7 +84,7 @@ def convert(dump: Dump, elements: Sequence[int] = ()) -> Converted:
         if ours.rsplit(".", 1)[-1] in ("embedding", "senders", "receivers"):
             array = array[numbers]
         converted[ours] = change(array)
-    return Converted(config, converted, references, dump.settings.get("source", {}))
+    return Converted(config, converted, references, dump.source)
 
 
 def _config(

@@ -13,20 +13,18 @@ from typing import Any, NamedTuple
 import ase.data
 import e3nn_jax as e3nn
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import Float
 
-from equizoo.config import parse_json, to_dict
+from equizoo.config import to_dict
 from equizoo.layers.activation import FACTORS, ActivationConstant, Nonlinearity
 from equizoo.layers.radial import Agnesi, Bessel, Chebyshev, Gaussian, Soft
 from equizoo.layers.repulsion import ZBL
 from equizoo.tensor_products._base import natural_irreps
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
-from equizoo.zoo._convert.mace_torch_dump import FORMAT, VERSION
+from equizoo.zoo._convert import mace_torch_dump
+from equizoo.zoo._convert.dump import Dump, read_folder
 
-SETTINGS, ARRAYS = "mace.json", "mace.safetensors"
 RESIDUAL = 1e-12  # of a contraction basis in ours, relative; rounding
 RESIDUAL_SINGLE = 1e-6  # where the checkpoint's constants are rounded to float32
 _SAME = 1e-13  # relative: a constant that differs by no more is the standard one
@@ -53,14 +51,6 @@ _MATRICES = {
 QUANTITIES = {"total_charge": "charge", "total_spin": "spin"}
 
 
-class Dump(NamedTuple):
-    """A mace-torch model as plain data."""
-
-    settings: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
-    where: str
-
-
 class Converted(NamedTuple):
     """The same model in our terms."""
 
@@ -72,22 +62,7 @@ class Converted(NamedTuple):
 
 def read_dump(folder: str | Path) -> Dump:
     """The dump in a folder; ``ValueError`` where it is not one."""
-    folder = Path(folder)
-    for name in (SETTINGS, ARRAYS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} lacks {name}; expected a dump of a mace-torch model.")
-    settings = parse_json((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS))
-    if settings.get("format") != FORMAT or settings.get("version") != VERSION:
-        raise ValueError(
-            f"{folder / SETTINGS} has format {settings.get('format')!r}, version "
-            f"{settings.get('version')!r}; expected {FORMAT!r}, {VERSION}. Make the dump anew with "
-            "the mace_torch_dump.py of this equizoo."
-        )
-    try:
-        arrays = safetensors.numpy.load_file(folder / ARRAYS)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder / ARRAYS} is truncated or damaged: {error}.") from error
-    return Dump(settings, arrays, str(folder))
+    return read_folder(folder, mace_torch_dump)
 
 
 def convert(dump: Dump) -> Converted:
@@ -171,7 +146,7 @@ class _Conversion:
                 head: dict(zip(self.numbers, row.tolist(), strict=True))
                 for head, row in zip(self.heads, energies, strict=True)
             },
-            self.dump.settings.get("source", {}),
+            self.dump.source,
         )
 
     def config(self) -> dict[str, Any]:

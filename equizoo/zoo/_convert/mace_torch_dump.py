@@ -19,6 +19,7 @@ from typing import Any
 
 FORMAT = "equizoo-mace-dump"
 VERSION = 1
+SETTINGS, ARRAYS = "mace.json", "mace.safetensors"
 MODEL_CLASSES = ("MACE", "ScaleShiftMACE")
 # Constants that follow from the irreps, and buffers of generated code.
 LEFT_OUT = ("_w3j", "output_mask", "_zeroed", "conv_tp.weight", "graph_opt")
@@ -76,8 +77,8 @@ def dump_model(model: Any, folder: str, source: dict[str, str] | None = None) ->
     out = Path(folder)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
-    (partial / "mace.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    (partial / "mace.safetensors").write_bytes(safetensors.numpy.save(arrays))
+    (partial / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    (partial / ARRAYS).write_bytes(safetensors.numpy.save(arrays))
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     os.rename(partial, out)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
-from equizoo.config import parse_json
 from equizoo.tensor_products.cp_decomposed import CPDecomposed, Given, Normalization
 from equizoo.tensor_products.shared_weights import SharedWeights
 from equizoo.zoo._base import Forces
-from equizoo.zoo._convert.tdn_dump import ARRAYS, FACTORS, FORMAT, SETTINGS, VERSION
+from equizoo.zoo._convert import tdn_dump
+from equizoo.zoo._convert.dump import Dump, read_folder
 from equizoo.zoo.tdn import Isolated, Output, TDNConfig
 
 # [Hartree] of the atoms that PubChemQCR's energies are measured against, by atomic number
@@ -30,14 +29,6 @@ _ATOMS = {
 }  # fmt: skip
 _HARTREE = 27.2114  # [eV] as the original rounds it
 _REFERENCES = {z: _HARTREE * energy for z, energy in _ATOMS.items()}  # [eV]
-
-
-class Dump(NamedTuple):
-    """A checkpoint as plain data."""
-
-    arrays: Mapping[str, np.ndarray]
-    source: Mapping[str, str]  # name and SHA-256 of the file
-    where: str
 
 
 class Run(NamedTuple):
@@ -66,21 +57,7 @@ class Converted(NamedTuple):
 
 def read_dump(folder: str | Path) -> Dump:
     """The dump in a folder; ``ValueError`` where it is not one."""
-    folder = Path(folder)
-    missing = [name for name in (SETTINGS, ARRAYS) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {' and '.join(missing)}; expected a folder that tdn_dump.py wrote."
-        )
-    settings = parse_json((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS))
-    found = settings.get("format"), settings.get("version")
-    if found != (FORMAT, VERSION):
-        raise ValueError(
-            f"{folder / SETTINGS} has format and version {found}, expected {(FORMAT, VERSION)}; "
-            "write it again with the tdn_dump.py of this version."
-        )
-    arrays = safetensors.numpy.load((folder / ARRAYS).read_bytes())
-    return Dump(arrays, settings.get("source", {}), str(folder))
+    return read_folder(folder, tdn_dump)
 
 
 def convert(dump: Dump, run: Run | None = None) -> Converted:
@@ -92,9 +69,9 @@ def convert(dump: Dump, run: Run | None = None) -> Converted:
     """
     run = Run() if run is None else run
     arrays = dict(dump.arrays)
-    if missing := [name for name in (*FACTORS, *_SHAPES) if name not in arrays]:
+    if missing := [name for name in (*tdn_dump.FACTORS, *_SHAPES) if name not in arrays]:
         raise ValueError(f"{dump.where} lacks {', '.join(missing)}.")
-    factors = [arrays.pop(name) for name in FACTORS]
+    factors = [arrays.pop(name) for name in tdn_dump.FACTORS]
     rows = arrays["atom_embed.atom_type_lin.weight"].shape[1]
     numbers = sorted(run.reference_energies)
     if beyond := [z for z in numbers if z >= rows]:
