@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from equizoo.graph import Graph, gather_senders, sum_receivers
 from equizoo.registry import TENSOR_PRODUCTS
 
+_BASIS_VECTORS = 4096  # evaluated together for a dense map: intermediate signals take memory
+
 
 class Path(NamedTuple):
     """One coupling of an irrep of the first factor and one of the second to one of the result."""
@@ -217,14 +219,19 @@ class BoundProduct(abc.ABC):
 
     def _on_basis(self, function: Callable[..., Array]) -> Float[np.ndarray, "w d1 d2 d3"]:
         dims = (self.num_weights, self.irreps_1.dim, self.irreps_2.dim)
+        total = int(np.prod(dims))
+        batch = min(total, _BASIS_VECTORS)
+        evaluate, parts = jax.jit(function), []
         # constants of a product that is bound while a caller is traced are numbers all the same
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-            w, x, y = (
-                basis.reshape(-1, dim, 1)
-                for basis, dim in zip(_product_basis(dims), dims, strict=True)
-            )
-            z = np.asarray(jax.jit(function)(x, y, w))
-        return z.reshape(*dims, -1)
+            for first in range(0, total, batch):
+                places = np.unravel_index(np.arange(first, first + batch) % total, dims)
+                w, x, y = (
+                    jnp.asarray(np.eye(dim)[place][..., None])
+                    for dim, place in zip(dims, places, strict=True)
+                )
+                parts.append(np.asarray(evaluate(x, y, w)))
+        return np.concatenate(parts)[:total].reshape(*dims, -1)
 
     def _sum_paths(
         self, z: Float[Array, "batch dim_paths channels"]
@@ -309,9 +316,3 @@ def coupling(path: Path) -> Float[np.ndarray, "d1 d2 d3"]:
     """``sqrt(2 l_3 + 1)`` times the 3j tensor: unit variance from unit variance."""
     degrees = path.ir_1.l, path.ir_2.l, path.ir_out.l
     return np.sqrt(path.ir_out.dim) * wigner_3j(*degrees)
-
-
-def _product_basis(dims: tuple[int, ...]) -> list[Array]:
-    """All combinations of basis vectors of several spaces, one array per space."""
-    index = np.indices(dims).reshape(len(dims), -1)
-    return [jnp.asarray(np.eye(d)[i]) for d, i in zip(dims, index, strict=True)]
