@@ -1,6 +1,8 @@
 """Numerics of the test run: float64 on, no silent promotion of dtype or rank."""
 
+import collections
 import os
+import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -18,15 +20,45 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the cases of a test run every N-th, at least one; another start for each test",
+    )
+
+
 def pytest_collection_modifyitems(config, items):
-    """What goes to one process together, where there are several: a file, since what one of its
-    tests compiles the next ones use; of the files of laws, what is for one product or model."""
+    every = config.getoption("every")
+    if every > 1:
+        chosen = _every(every, items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
     if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = item.path.stem
-            if group.endswith("_laws"):
-                group += f" of {item.callspec.params['name']}"
-            item.add_marker(pytest.mark.xdist_group(group))
+        _share_out(items)
+
+
+def _every(n, items):
+    tests = collections.defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    return {
+        case
+        for name, cases in tests.items()
+        for case in cases[zlib.crc32(name.encode()) % min(n, len(cases)) :: n]
+    }
+
+
+def _share_out(items):
+    """What goes to one process together: a file, since what one of its tests compiles the next ones
+    use; of the files of laws, what is for one product or model."""
+    for item in items:
+        group = item.path.stem
+        if group.endswith("_laws"):
+            group += f" of {item.callspec.params['name']}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="module", autouse=True)
