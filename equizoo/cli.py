@@ -290,6 +290,7 @@ def finetune(
     batch_size: int = 5,
     reference_energies: PlainReferenceEnergies = _REFIT,
     freeze: tuple[str, ...] = (),
+    low_rank: int | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
@@ -312,6 +313,7 @@ def finetune(
         batch_size: structures per step.
         reference_energies: by default the model's, moved to the data's level of theory.
         freeze: patterns of parameter names that do not change, e.g. 'layers.0.*'.
+        low_rank: let matrices change by this rank only, and nothing else (LoRA), e.g. 8.
         energy_key: label of the energies in the file [eV] (default: energy).
         forces_key: label of the forces in the file [eV/Å] (default: forces).
         stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
@@ -321,6 +323,7 @@ def finetune(
     from equizoo.eval.potential import load
     from equizoo.train.finetune import finetune as run
     from equizoo.train.finetune import finetune_training
+    from equizoo.train.parametrization import LowRank
     from equizoo.train.recipe import DataConfig
 
     use_compile_cache()
@@ -341,6 +344,7 @@ def finetune(
             learning_rate=learning_rate,
             batch_size=batch_size,
             frozen=freeze,
+            low_rank=None if low_rank is None else LowRank(rank=low_rank),
             seed=seed,
         ),
         old=old,

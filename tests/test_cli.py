@@ -369,6 +369,7 @@ def test_an_existing_folder_is_refused_but_not_one_of_a_failed_start(here, capsy
     assert "base exists and is not empty" in fails(capsys, *new, "base")
     text = fails(capsys, *new, tmp_path / "run", "--freeze", "layer.*")
     assert "'layer.*' matches no parameter" in text and "layers.0" in text
+    assert "lower the rank" in fails(capsys, *new, tmp_path / "run", "--low-rank", 999)
     run(capsys, *new, tmp_path / "run", "--freeze", "layers.*", "--epochs", 1)
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from typing import Literal
 
 from equizoo.graph import ForcesOn
 from equizoo.train.denoising import Denoising
+from equizoo.train.parametrization import LowRank
 from equizoo.zoo._base import Remat
 
 
@@ -64,9 +66,13 @@ class SecondStage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Adam in one of its forms, its schedule, and what is averaged, decayed, clipped, frozen."""
+    """Adam in one of its forms, its schedule, and what is averaged, decayed, clipped, frozen.
 
-    kind: Literal["adamw", "amsgrad"] = "amsgrad"
+    ``muon`` orthogonalises the momentum of matrices (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon) and is Adam for everything else.
+    """
+
+    kind: Literal["adamw", "amsgrad", "muon"] = "amsgrad"
     learning_rate: float = 0.01
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     warmup_steps: int = 100
@@ -76,6 +82,8 @@ class Optimizer:
     weight_decay: float = 5e-7
     decayed: tuple[str, ...] = ("*.linear.*", "*.product_weights")  # parameter path patterns
     frozen: tuple[str, ...] = ()  # parameter path patterns that do not move
+    rates: Mapping[str, float] = dataclasses.field(default_factory=dict)  # factors by path pattern
+    accumulate: int = 1  # batches whose mean gradient makes one update; schedules count updates
     clip_norm: float = 10.0
     ema_decay: float = 0.99
 
@@ -85,6 +93,10 @@ class Optimizer:
                 f"learning_rate ({self.learning_rate}) and clip_norm ({self.clip_norm}) must be "
                 "positive."
             )
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}, expected at least 1.")
+        if wrong := {pattern: rate for pattern, rate in self.rates.items() if not rate > 0}:
+            raise ValueError(f"rates are {wrong}, expected positive; to keep weights: frozen.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, expected within [0, 1).")
 
@@ -99,6 +111,7 @@ class TrainConfig:
     second_stage: SecondStage | None = None
     auxiliary: Denoising | None = None
     optimizer: Optimizer = Optimizer()
+    low_rank: LowRank | None = None  # None: weights move as they are
     seed: int = 0
     validate_every: int = 1  # epochs
     checkpoint_every: int = 200  # steps

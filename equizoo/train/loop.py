@@ -24,6 +24,7 @@ from equizoo.train.config import LossWeights, TrainConfig
 from equizoo.train.loss import ErrorSums
 from equizoo.train.memory import forecast, require_fit
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
+from equizoo.train.parametrization import parametrization
 from equizoo.train.progress import LiveProgress, RunLog
 from equizoo.train.step import TrainState, init_state, make_train_step, make_validation_step
 from equizoo.zoo._base import Architecture, ArchitectureConfig
@@ -75,9 +76,11 @@ def fit(
     _require_denoises(model, config)
     steps_per_epoch = -(-len(train) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    optimizer = make_optimizer(config.optimizer, nnx.state(model, nnx.Param), total_steps)
+    params = nnx.state(model, nnx.Param)
+    form = parametrization(params, config.low_rank, config.seed)
+    optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
-    validate = make_validation_step(model)
+    validate = make_validation_step(model, form)
     step_of = {
         weights: make_train_step(
             model,
@@ -86,6 +89,7 @@ def fit(
             config.optimizer.ema_decay,
             config.remat,
             _noise_weight(config, total_steps),
+            form,
         )
         for weights in _stages(config)
     }
@@ -93,7 +97,7 @@ def fit(
         jax.tree.map(jnp.asarray, batch[1:]) for batch in sequential_batches(valid, packing)
     ]
 
-    state = init_state(model, optimizer)
+    state = init_state(model, optimizer, form)
     stream = training_stream(train, packing, config.seed, make_corruptor(model.config, config))
     progress = Progress()
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -128,10 +132,11 @@ def fit(
                 live.advance()
                 if step % steps_per_epoch == 0:
                     epoch = step // steps_per_epoch
+                    updates = step // config.optimizer.accumulate
                     row = {
                         "epoch": epoch,
                         "step": step,
-                        "learning_rate": progress.scale * float(schedule(step)),
+                        "learning_rate": progress.scale * float(schedule(updates)),
                     }
                     row |= _train_row(progress, steps_per_epoch)
                     progress.loss_sum, progress.error_sums = 0.0, Progress().error_sums
@@ -162,9 +167,9 @@ def fit(
         live.close()
         log.close()
         checkpoints.close()
-    params = state.ema if best is None else best[0].ema
+    trained = state.ema if best is None else best[0].ema
     return Fitted(
-        params=params,
+        params=form.weights(trained),
         best_epoch=progress.best_epoch,
         epochs=step // steps_per_epoch,
         finished=finished,

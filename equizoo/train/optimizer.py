@@ -1,39 +1,50 @@
 """The optimizer of a configuration, with parameters grouped by path."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+import optax.contrib
 
 from equizoo.train.config import Optimizer
+from equizoo.train.parameter_paths import match_paths, path_name
 
 
 def make_optimizer(
-    config: Optimizer, params: nnx.State, total_steps: int
+    config: Optimizer, params: Any, total_steps: int, fixed: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    """Gradients clipped, then Adam, decay of the decayed group, the schedule; frozen paths do not
-    move. A plateau schedule is applied outside, as a factor on the updates.
+    """Gradients clipped, then Adam or Muon, decay of the decayed group, the schedule and the rates.
 
-    Raises ``ValueError`` for a ``frozen`` pattern that matches nothing.
+    Parameters under ``frozen`` and ``fixed`` paths do not move, take no part in clipping and have
+    no moments in the state. A plateau schedule is applied outside, as a factor on the updates.
+
+    Raises ``ValueError`` for a pattern of ``frozen``, ``fixed`` or ``rates`` that matches nothing,
+    and when nothing is left to move.
     """
-    adam = {"adamw": optax.scale_by_adam, "amsgrad": optax.scale_by_amsgrad}[config.kind]
+    frozen = match_paths(params, config.frozen + fixed)
+    if all(jax.tree.leaves(frozen)):
+        raise ValueError(f"frozen is {list(config.frozen)}, which leaves no parameter to train.")
     steps = [
         optax.clip_by_global_norm(config.clip_norm),
-        adam(),
+        _direction(config.kind, params),
         optax.add_decayed_weights(
-            config.weight_decay, mask=match_paths(params, config.decayed, must_match=False)
+            config.weight_decay,
+            mask=lambda some: match_paths(some, config.decayed, must_match=False),
         ),
         optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)),
     ]
-    if config.frozen:
-        frozen = match_paths(params, config.frozen)
-        steps = [optax.masked(optax.set_to_zero(), frozen), *steps]
-        steps.append(optax.masked(optax.set_to_zero(), frozen))
-    chain = optax.chain(*steps)
+    if config.rates:
+        match_paths(params, tuple(config.rates))
+        steps.append(optax.stateless(lambda updates, _: _scaled(updates, config.rates)))
+    chain = optax.partition(
+        {"moves": optax.chain(*steps), "stays": optax.set_to_zero()},
+        jax.tree.map(lambda stays: "stays" if stays else "moves", frozen),
+    )
+    if config.accumulate > 1:
+        chain = optax.MultiSteps(chain, config.accumulate).gradient_transformation()
 
     def update(gradient, state, params=None):
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer step counts
@@ -42,8 +53,34 @@ def make_optimizer(
     return optax.GradientTransformation(chain.init, update)
 
 
+def _direction(kind: str, params: Any) -> optax.GradientTransformation:
+    if kind != "muon":
+        return {"adamw": optax.scale_by_adam, "amsgrad": optax.scale_by_amsgrad}[kind]()
+    muon = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda some: jax.tree.map(
+            lambda _: optax.contrib.MuonDimensionNumbers(), some
+        )
+    )
+    return optax.partition(
+        {"matrix": muon, "other": optax.scale_by_adam()},
+        lambda some: jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else "other", some),
+    )
+
+
+def _scaled(updates: Any, rates: Mapping[str, float]) -> Any:
+    """Each update times the factor of the first pattern that its path matches."""
+
+    def scaled(path, update):
+        name = path_name(path)
+        factors = (rates[pattern] for pattern in rates if fnmatch.fnmatchcase(name, pattern))
+        return update * next(factors, 1.0)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
 def learning_rate_schedule(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then the cosine or a constant."""
+    """Learning rate by update: linear warm-up, then the cosine or a constant."""
+    total_steps = max(total_steps // config.accumulate, 1)
     warmup = min(config.warmup_steps, max(total_steps // 10, 1))
     start = config.learning_rate / (warmup + 1)
     if config.schedule == "cosine":
@@ -57,23 +94,3 @@ def learning_rate_schedule(config: Optimizer, total_steps: int) -> optax.Schedul
     else:
         schedule = optax.linear_schedule(start, config.learning_rate, warmup)
     return lambda step: schedule(jnp.asarray(step, jnp.float32))
-
-
-def match_paths(params: nnx.State, patterns: Sequence[str], *, must_match: bool = True) -> Any:
-    """A tree of booleans like ``params``: whether the dotted path matches one of the patterns."""
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    for pattern in patterns:
-        if must_match and not fnmatch.filter(paths, pattern):
-            raise ValueError(
-                f"The pattern {pattern!r} matches no parameter. Parameters: {', '.join(paths)}."
-            )
-    matched = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), matched)
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """``layers.0.linear.kernels.1o`` from the keys of a tree path."""
-    names = [
-        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
-    ]
-    return ".".join(name for name in names if name != "value")

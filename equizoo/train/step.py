@@ -12,14 +12,15 @@ from jaxtyping import Array, Float, Int
 from equizoo.graph import Graph, Labels
 from equizoo.train.config import LossWeights
 from equizoo.train.loss import ErrorSums, error_sums, loss
+from equizoo.train.parametrization import WHOLE, Parametrization
 from equizoo.zoo._base import Architecture, Remat, energy_forces_stress
 
 
 class TrainState(NamedTuple):
     """What changes from step to step; every part is saved as an item of its own."""
 
-    params: nnx.State
-    ema: nnx.State  # exponential moving average of params: what is validated and released
+    params: Any  # what is trained: the model's parameters, or what gives them
+    ema: Any  # exponential moving average of params: what is validated and released
     optimizer: Any
     step: Int[Array, ""]
 
@@ -32,9 +33,13 @@ class StepReport(NamedTuple):
     errors: ErrorSums
 
 
-def init_state(model: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    model: Architecture,
+    optimizer: optax.GradientTransformation,
+    form: Parametrization = WHOLE,
+) -> TrainState:
     """State at step zero from a model's parameters (copied: the step donates its argument)."""
-    params = nnx.state(model, nnx.Param)
+    params = form.start(nnx.state(model, nnx.Param))
     return TrainState(
         params=jax.tree.map(jnp.copy, params),
         ema=jax.tree.map(jnp.copy, params),
@@ -50,6 +55,7 @@ def make_train_step(
     ema_decay: float,
     remat: Remat = Remat.NONE,
     noise_weight: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None,
+    form: Parametrization = WHOLE,
 ) -> Callable[[TrainState, Graph, Labels, Array], tuple[TrainState, StepReport]]:
     """The jitted step ``(state, graph, labels, scale) -> (state, report)``; donates the state.
 
@@ -68,7 +74,7 @@ def make_train_step(
     graphdef = nnx.graphdef(model)
 
     def objective(params, graph, labels, step):
-        instance = nnx.merge(graphdef, params)
+        instance = nnx.merge(graphdef, form.weights(params))
         instance.key, instance.remat = jax.random.fold_in(jax.random.key(0), step), remat
         prediction = energy_forces_stress(instance, graph)
         on_noise = 0.0 if noise_weight is None else noise_weight(step)
@@ -99,13 +105,14 @@ def make_train_step(
 
 
 def make_validation_step(
-    model: Architecture,
-) -> Callable[[nnx.State, Graph, Labels], ErrorSums]:
-    """The jitted error sums of a batch under given parameters."""
+    model: Architecture, form: Parametrization = WHOLE
+) -> Callable[[Any, Graph, Labels], ErrorSums]:
+    """The jitted error sums of a batch under given trained arrays."""
     graphdef = nnx.graphdef(model)
 
     def validate(params, graph, labels):
-        prediction = energy_forces_stress(nnx.merge(graphdef, params), graph)
+        instance = nnx.merge(graphdef, form.weights(params))
+        prediction = energy_forces_stress(instance, graph)
         return error_sums(prediction, graph, labels)
 
     return jax.jit(_full_precision(validate))

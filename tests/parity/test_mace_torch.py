@@ -9,6 +9,7 @@ import json
 import shutil
 
 import numpy as np
+import parity_table
 import pytest
 
 if not os.environ.get("EQUIZOO_PARITY"):  # which `make parity` sets: there it must not be missing
@@ -82,13 +83,20 @@ def converted(model, folder, **options):
 
 def assert_equal(found, expected, energy=ENERGY, forces=FORCES):
     """Relative to the largest number of each kind."""
-    np.testing.assert_allclose(found.energy, expected[0], rtol=energy)
-    pairs = [(found.forces, expected[1]), (found.stress, expected[2])]
-    for ours, theirs in pairs:
+    assert_close("energy", found.energy, expected[0], energy)
+    for quantity, ours, theirs in zip(
+        ("forces", "stress"), (found.forces, found.stress), expected[1:], strict=True
+    ):
         assert (ours is None) == (theirs is None)
         if theirs is not None:
             assert np.abs(theirs).max() > 1e-6
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=forces * np.abs(theirs).max())
+            assert_close(quantity, ours, theirs, forces)
+
+
+def assert_close(quantity, ours, theirs, tolerance):
+    error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    parity_table.record(quantity, float(error))
+    assert error <= tolerance, f"{quantity}: relative error {error:.1e}, allowed {tolerance:.1e}"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -109,9 +117,7 @@ def test_chebyshev_energy(tmp_path):
     """Energies alone: torch gives these polynomials no derivative, so its forces lack a term."""
     model = peers.build(radial_type="chebyshev", distance_transform="Agnesi", max_ell=1)
     found = converted(model, tmp_path).predict(peers.molecule(), dtype="float64")
-    np.testing.assert_allclose(
-        found.energy, peers.evaluate(model, peers.molecule())[0], rtol=ENERGY
-    )
+    assert_close("energy", found.energy, peers.evaluate(model, peers.molecule())[0], ENERGY)
 
 
 def test_slab(tmp_path):

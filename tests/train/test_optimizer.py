@@ -8,7 +8,8 @@ from conftest import packing_for, tiny_model
 from flax import nnx
 
 from equizoo.train.config import LossWeights, Optimizer
-from equizoo.train.optimizer import learning_rate_schedule, make_optimizer, match_paths, path_name
+from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
+from equizoo.train.parameter_paths import match_paths, path_name
 from equizoo.train.step import init_state, make_train_step
 
 
@@ -92,3 +93,97 @@ def test_a_step_that_is_not_finite_changes_nothing(frames):
     assert not np.isfinite(float(report.loss))
     assert int(state.step) == 1
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, after, strict=True))
+
+
+def gradient_like(params, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+
+def updates_of(config, gradients, params):
+    optimizer = make_optimizer(config, params, 10)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+    return named(updates)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "amsgrad", "muon"])
+def test_rates_are_factors_of_the_learning_rate_by_path(kind):
+    params = params_of(tiny_model())
+    plain = updates_of(Optimizer(kind=kind), [gradient_like(params)], params)
+    rates = {"layers.0.linear.*": 0.5, "layers.0.*": 0.1, "readouts.*": 3.0}
+    scaled = updates_of(Optimizer(kind=kind, rates=rates), [gradient_like(params)], params)
+    for name, update in scaled.items():
+        if name.startswith("layers.0.linear."):
+            factor = 0.5
+        elif name.startswith("layers.0."):
+            factor = 0.1
+        else:
+            factor = 3.0 if name.startswith("readouts.") else 1.0
+        np.testing.assert_allclose(update, factor * plain[name], rtol=1e-6)
+
+
+def test_accumulated_batches_make_one_update_of_their_mean_gradient():
+    params = params_of(tiny_model())
+    one, two = (gradient_like(params, seed) for seed in (1, 2))
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, one, two)
+    config = Optimizer(accumulate=2, warmup_steps=0)
+    assert not any(np.any(u) for u in updates_of(config, [one], params).values())
+    expected = updates_of(Optimizer(warmup_steps=0), [mean], params)
+    for name, update in updates_of(config, [one, two], params).items():
+        np.testing.assert_allclose(update, expected[name], rtol=1e-5, atol=1e-12)
+
+
+def test_the_schedule_of_accumulated_batches_ends_with_the_run():
+    config = Optimizer(accumulate=4, learning_rate=0.01, warmup_steps=10)
+    schedule = learning_rate_schedule(config, 4000)
+    assert float(schedule(10)) == pytest.approx(0.01)
+    assert float(schedule(1000)) == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_muon_orthogonalises_matrices_only():
+    params = params_of(tiny_model())
+    config = Optimizer(kind="muon", weight_decay=0.0, warmup_steps=0, learning_rate=1.0)
+    gradients = [gradient_like(params)]
+    muon = updates_of(config, gradients, params)
+    adam = updates_of(
+        Optimizer(kind="adamw", weight_decay=0.0, warmup_steps=0, learning_rate=1.0),
+        gradients,
+        params,
+    )
+    for name, update in muon.items():
+        if update.ndim == 2 and min(update.shape) > 1:
+            values = np.linalg.svd(update, compute_uv=False)
+            assert values[0] < 2 * values[-1], name
+        elif update.ndim != 2:
+            np.testing.assert_allclose(update, adam[name], rtol=1e-6)
+
+
+def test_frozen_parameters_have_no_moments():
+    params = params_of(tiny_model())
+    config = Optimizer(kind="adamw", frozen=("layers.0.*",))
+    held = sum(x.size for x in jax.tree.leaves(make_optimizer(config, params, 10).init(params)))
+    moving = sum(v.size for k, v in named(params).items() if not k.startswith("layers.0."))
+    assert 2 * moving <= held <= 2 * moving + 10
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"frozen": ("*",)}, "leaves no parameter to train"),
+        ({"rates": {"nothing": 0.1}}, "'nothing' matches no parameter"),
+    ],
+)
+def test_optimizers_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(Optimizer(**fields), params_of(tiny_model()), 10)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [({"accumulate": 0}, "accumulate is 0"), ({"rates": {"*": 0.0}}, "to keep weights: frozen")],
+)
+def test_settings_out_of_range_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Optimizer(**fields)

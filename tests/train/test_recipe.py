@@ -19,7 +19,7 @@ from equizoo.structure import EnergyReference
 from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.finetune import finetune
-from equizoo.train.optimizer import match_paths
+from equizoo.train.parameter_paths import match_paths
 from equizoo.train.recipe import (
     DataConfig,
     Recipe,
