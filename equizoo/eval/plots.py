@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from jaxtyping import Float
 
 from equizoo.eval.evaluate import Evaluation
@@ -13,6 +14,7 @@ from equizoo.whole_files import written_whole
 
 # Okabe and Ito's palette, told apart with any kind of colour vision, https://jfly.uni-koeln.de/color/
 BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#888888"
+_SERIES = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MANY = 2000  # points from which density says more than dots
 _STYLE: Any = {
     "font.size": 9,
@@ -88,6 +90,39 @@ def learning_curve(records: Sequence[Mapping[str, Any]], path: str | Path) -> Pa
         return _save(figure, path)
 
 
+def errors_by_element(metrics: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
+    """The file written: root mean square force errors on each element, a group of bars for each.
+
+    ``metrics`` are those of evaluations, by data set. Raises ``ValueError`` when none has forces.
+    """
+    errors = {
+        where: found[_BY_ELEMENT]
+        for where, found in metrics.items()
+        if found.get("num_force_components")
+    }
+    if not errors:
+        raise ValueError("None of the evaluations has forces, so there are no errors by element.")
+    elements = sorted(
+        {e for found in errors.values() for e in found}, key=lambda element: atomic_numbers[element]
+    )
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(max(4.2, 1.2 + 0.25 * len(elements) * (len(errors) + 1)), 2.9)
+        ax = figure.subplots()
+        width = 0.8 / len(errors)
+        for i, (where, found) in enumerate(errors.items()):
+            places = np.arange(len(elements)) + (i - (len(errors) - 1) / 2) * width
+            heights = [found.get(element, 0.0) for element in elements]
+            ax.bar(places, heights, 0.92 * width, label=where, color=_SERIES[i % len(_SERIES)])
+        ax.set_xticks(range(len(elements)), elements)
+        ax.set_ylabel("force RMSE [meV/Å]")
+        ax.grid(axis="x", visible=False)
+        figure.legend(loc="outside upper left", ncols=4, fontsize=8)
+        return _save(figure, path)
+
+
+_BY_ELEMENT = "forces_rmse_meV_per_A_by_element"
 # Attribute of an evaluation, title, unit of the axes, and the metric's key and unit.
 _PARITY = (
     ("energy_per_atom", "Energy per atom", "eV/atom", ("energy_{}_meV_per_atom", "meV/atom")),

@@ -18,6 +18,7 @@ from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.recipe import DataConfig, RunResult, open_run_folder, prepare_data, run_fit
+from equizoo.train.report_page import write_report_page
 from equizoo.zoo._base import Architecture
 
 
@@ -88,7 +89,10 @@ def finetune(
         return None
     # old data are at the base model's level of theory
     restored = run.potential.with_reference_energies(base.reference_energies, base.level_of_theory)
-    return Finetuned(run, before, dict(run.metrics) | _errors(restored, remembered))
+    after = dict(run.metrics) | _errors(restored, remembered)
+    datasets = {"train": prepared.train, **prepared.reported, **remembered}
+    write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
+    return Finetuned(run, before, after)
 
 
 def _in_float32(model: Architecture) -> Architecture:

@@ -25,6 +25,7 @@ from equizoo.structure import EnergyReference, Structure
 from equizoo.train.config import TrainConfig
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import read_rows
+from equizoo.train.report_page import write_report_page
 from equizoo.zoo._base import Architecture, ArchitectureConfig
 
 
@@ -245,6 +246,8 @@ def run_fit(
         "hours": round(fitted.seconds / 3600, 3),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    datasets = {"train": data.train, **data.reported}
+    write_report_page(folder, name, fitted, datasets, {"": metrics})
     return RunResult(potential, fitted, metrics, folder)
 
 

@@ -108,7 +108,8 @@ def test_recipes_of_the_project_can_be_run(path):
 
 def test_a_run_leaves_everything_a_reader_needs(trained):
     folder = trained.folder
-    for name in ("run.json", "metrics.jsonl", "report.json", "learning_curve.png", "parity.png"):
+    pages = ("learning_curve.png", "parity.png", "report.html")
+    for name in ("run.json", "metrics.jsonl", "report.json", *pages):
         assert (folder / name).stat().st_size > 100, name
     report = json.loads((folder / "report.json").read_text())
     assert report["metrics"]["valid"]["forces_rmse_meV_per_A"] > 0
