@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import make_structures
+from flax import nnx
 
 from equizoo.data.readers import Dataset, ReadReport
 from equizoo.eval.plots import errors_by_element
@@ -46,7 +47,7 @@ def page(tmp_path):
         "before": {"valid": metrics(2.0), "old": metrics(1.0)},
         "after": {"valid": metrics(1.0), "old": metrics(1.5)},
     }
-    fitted = Fitted(params={}, best_epoch=7, epochs=9, finished=True, seconds=30.0)
+    fitted = Fitted(params=nnx.State({}), best_epoch=7, epochs=9, finished=True, seconds=30.0)
     path = write_report_page(tmp_path, "mine", fitted, {"train": dataset}, errors)
     assert path == tmp_path / "report.html"
     return path.read_text("utf-8")
