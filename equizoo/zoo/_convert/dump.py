@@ -37,8 +37,9 @@ def read_folder(folder: str | Path, program: ModuleType) -> Dump:
     found = settings.get("format"), settings.get("version")
     if found != (program.FORMAT, program.VERSION):
         raise ValueError(
-            f"{settings_file} has format and version {found}, expected "
-            f"{(program.FORMAT, program.VERSION)}; write it again with the {name} of this version."
+            f"{settings_file} has format {found[0]!r}, version {found[1]!r}; expected "
+            f"{program.FORMAT!r}, version {program.VERSION!r}. Write it again with the {name} of "
+            "this version."
         )
     try:
         arrays = safetensors.numpy.load_file(arrays_file)
