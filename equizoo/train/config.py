@@ -83,7 +83,6 @@ class Optimizer:
     decayed: tuple[str, ...] = ("*.linear.*", "*.product_weights")  # parameter path patterns
     frozen: tuple[str, ...] = ()  # parameter path patterns that do not move
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)  # factors by path pattern
-    accumulate: int = 1  # batches whose mean gradient makes one update; schedules count updates
     clip_norm: float = 10.0
     ema_decay: float = 0.99
 
@@ -93,8 +92,6 @@ class Optimizer:
                 f"learning_rate ({self.learning_rate}) and clip_norm ({self.clip_norm}) must be "
                 "positive."
             )
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate is {self.accumulate}, expected at least 1.")
         if wrong := {pattern: rate for pattern, rate in self.rates.items() if not rate > 0}:
             raise ValueError(f"rates are {wrong}, expected positive; to keep weights: frozen.")
         if not 0 <= self.ema_decay < 1:
@@ -107,6 +104,7 @@ class TrainConfig:
 
     epochs: int
     batch_size: int = 5  # structures of mean size
+    microbatches: int = 1  # parts of a batch: shared between devices, else one after the other
     loss: LossWeights = LossWeights()
     second_stage: SecondStage | None = None
     auxiliary: Denoising | None = None
@@ -126,6 +124,12 @@ class TrainConfig:
                 f"The second stage has forces on {stage.loss.forces_on.value} atoms, the first on "
                 f"{self.loss.forces_on.value}; expected the same, since labels are made once."
             )
-        for name in ("epochs", "batch_size", "validate_every", "checkpoint_every"):
+        counts = ("epochs", "batch_size", "microbatches", "validate_every", "checkpoint_every")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.batch_size % self.microbatches:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, which {self.microbatches} microbatches cannot "
+                "share equally; expected a multiple."
+            )

@@ -13,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from equizoo.data.corruption import Corruptor
 from equizoo.data.pipeline import Packing, sequential_batches, training_stream
 from equizoo.eval.metrics import MeanErrors, error_entries
-from equizoo.graph import Frame
+from equizoo.graph import Frame, Graph, Labels
 from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
 from equizoo.train.loss import ErrorSums
 from equizoo.train.memory import forecast, require_fit
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
+from equizoo.train.parallel import make_mesh, replicated, shared
 from equizoo.train.parametrization import parametrization
 from equizoo.train.progress import LiveProgress, RunLog
 from equizoo.train.step import TrainState, init_state, make_train_step, make_validation_step
@@ -78,6 +80,7 @@ def fit(
     total_steps = config.epochs * steps_per_epoch
     params = nnx.state(model, nnx.Param)
     form = parametrization(params, config.low_rank, config.seed)
+    mesh = None if config.microbatches == 1 else make_mesh(config.microbatches)
     optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     validate = make_validation_step(model, form)
@@ -90,6 +93,7 @@ def fit(
             config.remat,
             _noise_weight(config, total_steps),
             form,
+            mesh,
         )
         for weights in _stages(config)
     }
@@ -106,10 +110,11 @@ def fit(
         stream.set_state(data)
         meta.pop("step")
         progress = Progress(**meta)
+    state = state if mesh is None else replicated(mesh, state)
     first_step = int(state.step)
     if first_step < total_steps:
         weights = _loss_at(config, first_step / total_steps)
-        step_of[weights] = _fitting(step_of[weights], state, stream, config)
+        step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh)
     log = RunLog(folder, first_step)
     live = LiveProgress(total_steps, first_step, title)
     started = time.monotonic() - progress.seconds
@@ -124,7 +129,7 @@ def fit(
         with _TerminationSignal() as termination:
             while step < total_steps:
                 weights = _loss_at(config, step / total_steps)
-                graph, labels = jax.tree.map(jnp.asarray, next(stream))
+                graph, labels = _next_batch(stream, config.microbatches, mesh)
                 scale = jnp.asarray(progress.scale, jnp.float32)
                 state, report = step_of[weights](state, graph, labels, scale)
                 step += 1
@@ -132,11 +137,10 @@ def fit(
                 live.advance()
                 if step % steps_per_epoch == 0:
                     epoch = step // steps_per_epoch
-                    updates = step // config.optimizer.accumulate
                     row = {
                         "epoch": epoch,
                         "step": step,
-                        "learning_rate": progress.scale * float(schedule(updates)),
+                        "learning_rate": progress.scale * float(schedule(step)),
                     }
                     row |= _train_row(progress, steps_per_epoch)
                     progress.loss_sum, progress.error_sums = 0.0, Progress().error_sums
@@ -199,10 +203,18 @@ def _noise_weight(
     return None if auxiliary is None else lambda step: auxiliary.weight_at(step, total_steps)
 
 
-def _fitting(step: Any, state: TrainState, stream: Any, config: TrainConfig) -> Any:
+def _next_batch(stream: Any, parts: int, mesh: Mesh | None) -> tuple[Graph, Labels]:
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, next(stream))
+    return shared(mesh, [next(stream) for _ in range(parts)])
+
+
+def _fitting(
+    step: Any, state: TrainState, stream: Any, config: TrainConfig, mesh: Mesh | None
+) -> Any:
     """The step compiled for the one shape of all batches, once its memory is known to fit."""
     position = stream.get_state()
-    batch = jax.tree.map(jnp.asarray, next(stream))
+    batch = _next_batch(stream, config.microbatches, mesh)
     stream.set_state(position)
     program = step.lower(state, *batch, jnp.asarray(1.0, jnp.float32)).compile()
     found = forecast(program, state, config.batch_size)

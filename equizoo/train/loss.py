@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from equizoo.graph import Graph, Labels, sum_graphs
 from equizoo.layers.harmonics import safe_norm
@@ -14,12 +14,31 @@ from equizoo.zoo._base import Prediction
 Penalty = Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]]
 
 
+class Counts(NamedTuple):
+    """How many structures, atoms, structures have labels: what means are formed over."""
+
+    energy: Int[Array, ""]
+    forces: Int[Array, ""]  # or noise
+    stress: Int[Array, ""]
+
+
+def label_counts(labels: Labels) -> Counts:
+    """Of one batch."""
+    forces, noise = labels.forces_mask, labels.noise_mask
+    return Counts(
+        energy=jnp.sum(labels.energy_mask),
+        forces=jnp.sum(forces if noise is None else forces | noise),
+        stress=jnp.sum(labels.stress_mask),
+    )
+
+
 def loss(
     prediction: Prediction,
     graph: Graph,
     labels: Labels,
     weights: LossWeights,
     noise_weight: Float[Array, ""] | float = 0.0,
+    counts: Counts | None = None,
 ) -> Float[Array, ""]:
     r"""Weighted mean errors over the labels present in the batch.
 
@@ -33,8 +52,9 @@ def loss(
         + w_S \langle |\Delta \sigma| \rangle .
 
     Atoms that were displaced have an error of their noise, times ``noise_weight``, in the place of
-    that of their force: the mean is over both kinds of atoms together. Raises ``ValueError`` when
-    stress has a weight and the model predicts none.
+    that of their force: the mean is over both kinds of atoms together. With the ``counts`` of a
+    larger batch, the part that these labels have in its loss. Raises ``ValueError`` when stress has
+    a weight and the model predicts none.
     """
     if prediction.stress is None and weights.stress > 0:
         raise ValueError(
@@ -46,15 +66,16 @@ def loss(
         energies = energies / _num_atoms(graph, labels.energy.dtype)
     penalty, noise_mask = _penalty(weights), labels.noise_mask
     forces = prediction.forces - labels.forces
+    counts = label_counts(labels) if counts is None else counts
     terms = [
-        (weights.energy, energies[:, None], labels.energy_mask, None),
-        (weights.forces, forces, labels.forces_mask, noise_mask),
-        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask, None),
+        (weights.energy, energies[:, None], labels.energy_mask, counts.energy),
+        (weights.forces, forces, labels.forces_mask, counts.forces),
+        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask, counts.stress),
     ]
-    parts = [w * _masked_mean(penalty(x), mask, other) for w, x, mask, other in terms if w > 0]
+    parts = [w * _mean(penalty(x), mask, count) for w, x, mask, count in terms if w > 0]
     if prediction.noise is not None and labels.noise is not None and noise_mask is not None:
         errors = penalty(prediction.noise - labels.noise)
-        parts.append(noise_weight * _masked_mean(errors, noise_mask, labels.forces_mask))
+        parts.append(noise_weight * _mean(errors, noise_mask, counts.forces))
     return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
 
 
@@ -102,13 +123,12 @@ def _masked(
     return jnp.where(expanded, x, 0), (components * jnp.sum(mask)).astype(x.dtype)
 
 
-def _masked_mean(
-    x: Float[Array, "n ..."], mask: Bool[Array, " n"], other: Bool[Array, " n"] | None = None
+def _mean(
+    x: Float[Array, "n ..."], mask: Bool[Array, " n"], count: Int[Array, ""]
 ) -> Float[Array, ""]:
-    """The sum where there is a label, over the number there and where ``other`` says."""
+    """The sum where there is a label, over the components of ``count`` labels."""
     x, _ = _masked(x, mask)
-    everywhere = mask if other is None else mask | other
-    return jnp.sum(x) / jnp.maximum(x.size // x.shape[0] * jnp.sum(everywhere), 1).astype(x.dtype)
+    return jnp.sum(x) / jnp.maximum(x.size // x.shape[0] * count, 1).astype(x.dtype)
 
 
 def _sums(errors: Float[Array, "n ..."], mask: Bool[Array, " n"]) -> Float[Array, "3"]:

@@ -43,8 +43,6 @@ def make_optimizer(
         {"moves": optax.chain(*steps), "stays": optax.set_to_zero()},
         jax.tree.map(lambda stays: "stays" if stays else "moves", frozen),
     )
-    if config.accumulate > 1:
-        chain = optax.MultiSteps(chain, config.accumulate).gradient_transformation()
 
     def update(gradient, state, params=None):
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer step counts
@@ -79,8 +77,7 @@ def _scaled(updates: Any, rates: Mapping[str, float]) -> Any:
 
 
 def learning_rate_schedule(config: Optimizer, total_steps: int) -> optax.Schedule:
-    """Learning rate by update: linear warm-up, then the cosine or a constant."""
-    total_steps = max(total_steps // config.accumulate, 1)
+    """Learning rate by step: linear warm-up, then the cosine or a constant."""
     warmup = min(config.warmup_steps, max(total_steps // 10, 1))
     start = config.learning_rate / (warmup + 1)
     if config.schedule == "cosine":

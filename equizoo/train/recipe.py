@@ -218,7 +218,7 @@ def run_fit(
     }
     packing = make_packing(
         [*frames["train"], *frames["valid"], *_corrupted(frames["train"], config, training)],
-        training.batch_size,
+        training.batch_size // training.microbatches,
         np.array([reference_energies[z] for z in config.atomic_numbers]),
         training.loss.forces_on,
     )

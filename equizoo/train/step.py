@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from equizoo.graph import Graph, Labels
 from equizoo.train.config import LossWeights
-from equizoo.train.loss import ErrorSums, error_sums, loss
+from equizoo.train.loss import ErrorSums, error_sums, label_counts, loss
+from equizoo.train.parallel import summed_over_parts
 from equizoo.train.parametrization import WHOLE, Parametrization
 from equizoo.zoo._base import Architecture, Remat, energy_forces_stress
 
@@ -56,8 +58,12 @@ def make_train_step(
     remat: Remat = Remat.NONE,
     noise_weight: Callable[[Int[Array, ""]], Float[Array, ""]] | None = None,
     form: Parametrization = WHOLE,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Graph, Labels, Array], tuple[TrainState, StepReport]]:
     """The jitted step ``(state, graph, labels, scale) -> (state, report)``; donates the state.
+
+    With a ``mesh`` the arrays of ``graph`` and ``labels`` have a leading axis of parts of the
+    batch, which its devices share (:mod:`equizoo.train.parallel`).
 
     ``scale`` multiplies the update (the plateau schedule). The average starts as the plain mean
     of the first steps and never weighs the random initial values by more than ``10 / (10 + t)``.
@@ -73,18 +79,30 @@ def make_train_step(
         )
     graphdef = nnx.graphdef(model)
 
-    def objective(params, graph, labels, step):
+    def objective(params, graph, labels, counts, step, key):
         instance = nnx.merge(graphdef, form.weights(params))
-        instance.key, instance.remat = jax.random.fold_in(jax.random.key(0), step), remat
+        instance.key, instance.remat = key, remat
         prediction = energy_forces_stress(instance, graph)
         on_noise = 0.0 if noise_weight is None else noise_weight(step)
-        value = loss(prediction, graph, labels, weights, on_noise)
+        value = loss(prediction, graph, labels, weights, on_noise, counts)
         return value, error_sums(prediction, graph, labels)
 
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+
+    def of_part(everywhere, part, index):
+        params, counts, step, key = everywhere
+        return differentiate(params, *part, counts, step, jax.random.fold_in(key, index))
+
+    def of_batch(params, graph, labels, step):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        if mesh is None:
+            return differentiate(params, graph, labels, label_counts(labels), step, key)
+        counts = jax.tree.map(jnp.sum, jax.vmap(label_counts)(labels))
+        everywhere = (params, counts, step, key)
+        return summed_over_parts(mesh, of_part)(everywhere, (graph, labels))
+
     def step(state, graph, labels, scale):
-        (value, errors), gradient = jax.value_and_grad(objective, has_aux=True)(
-            state.params, graph, labels, state.step
-        )
+        (value, errors), gradient = of_batch(state.params, graph, labels, state.step)
         norm = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         updates = jax.tree.map(lambda update: scale.astype(update.dtype) * update, updates)

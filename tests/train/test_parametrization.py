@@ -120,7 +120,7 @@ def test_a_checkpoint_brings_all_of_it_back(tmp_path):
     model = tiny_model()
     params = params_of(model)
     form = parametrization(params, LowRank(rank=2))
-    config = Optimizer(kind="muon", accumulate=2, rates={"*.up": 2.0})
+    config = Optimizer(kind="muon", rates={"*.up": 2.0})
     optimizer = make_optimizer(config, form.start(params), 10, form.fixed)
     state = init_state(model, optimizer, form)
     gradient = jax.tree.map(jnp.ones_like, state.params)

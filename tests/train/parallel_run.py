@@ -1,0 +1,52 @@
+"""Run as a process: some steps of the tiny problem, in parts, on the devices that there are.
+
+``python parallel_run.py FOLDER LAST_STEP``; how many devices is said in ``XLA_FLAGS``.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from conftest import frames_of, make_structures, packing_for, tiny_model
+
+import equizoo.train.loop as loop
+from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+
+PARTS = 4
+CONFIG = TrainConfig(
+    epochs=3,
+    batch_size=2 * PARTS,
+    microbatches=PARTS,
+    loss=LossWeights(energy=1.0, forces=1.0, stress=1.0),
+    optimizer=Optimizer(learning_rate=0.01),
+    checkpoint_every=2,
+)
+
+
+def run(folder: Path, last_step: int) -> None:
+    frames = frames_of(make_structures(32))
+    losses: list[float] = []
+    accumulate = loop._accumulate
+
+    def observed(progress, report):
+        losses.append(float(report.loss))
+        devices.append(len(report.loss.sharding.device_set))
+        accumulate(progress, report)
+        if len(losses) == last_step:
+            raise KeyboardInterrupt
+
+    devices: list[int] = []
+    loop._accumulate = observed
+    try:
+        packing = packing_for(frames, CONFIG.batch_size // PARTS)
+        fitted = loop.fit(tiny_model(), frames[:24], frames[24:], packing, CONFIG, folder)
+        params = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(fitted.params)]
+    except KeyboardInterrupt:
+        params = []
+    print(json.dumps({"losses": losses, "devices": devices, "params": sum(params, [])}))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]))
