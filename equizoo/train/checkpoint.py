@@ -33,7 +33,10 @@ class Checkpoints:
     def save(
         self, kind: str, state: TrainState, data: dict[str, Any], meta: dict[str, Any]
     ) -> None:
-        """Writes one checkpoint, whole or not at all; an existing one of this step is kept."""
+        """Writes one checkpoint, whole or not at all; an existing one of this step is kept.
+
+        Raises ``OSError`` where it cannot be written; earlier ones are as they were.
+        """
         manager, step = self._managers[kind], int(state.step)
         if step in manager.all_steps():
             return
@@ -44,8 +47,18 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
             meta=ocp.args.JsonSave(meta | {"step": step}),
         )
-        manager.save(step, args=args, force=True)
-        manager.wait_until_finished()
+        before = manager.latest_step()
+        try:
+            manager.save(step, args=args, force=True)
+            manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # the latter from Orbax's own writer
+            kept = (
+                "there is none before it" if before is None else f"that of step {before} is valid"
+            )
+            raise OSError(
+                f"The checkpoint of step {step} cannot be written to {manager.directory}, {kept}: "
+                f"{error}. Make room, or make the folder writable, and resume."
+            ) from error
 
     def restore(
         self, kind: str, like: TrainState

@@ -1,6 +1,9 @@
 """A run that is killed goes on as if nothing had happened, bit for bit."""
 
 import os
+import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -40,7 +43,7 @@ def losses(folder: Path) -> list[str]:
 
 def wait_for_losses(folder: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 240
-    while not (folder / "losses.txt").exists() or len(losses(folder)) < count:
+    while count and (not (folder / "losses.txt").exists() or len(losses(folder)) < count):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.01)
@@ -116,4 +119,44 @@ def test_sigterm_saves_the_step_in_progress_and_exits_cleanly(uninterrupted, tmp
     (folder / "losses.txt").unlink()
     assert "finished" in finish(start(folder))
     assert seen + losses(folder) == losses(uninterrupted)
+    assert final_params(folder) == final_params(uninterrupted)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(uninterrupted, tmp_path):
+    """While compiling, between steps, while a checkpoint is written: whatever it hits."""
+    folder, draw = tmp_path / "hunted", random.Random(0)
+    folder.mkdir()
+    for _ in range(20):
+        seen = len(losses(folder)) if (folder / "losses.txt").exists() else 0
+        process = start(folder, pause=0.02)
+        wait_for_losses(folder, seen + draw.choice([0, 0, 1, 2, 4]), process)
+        time.sleep(draw.uniform(0, 0.2))
+        assert process.poll() is None, "it came to its end before the twentieth kill"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "finished" in finish(start(folder))
+    assert rows_without_time(folder) == rows_without_time(uninterrupted)
+    assert final_params(folder) == final_params(uninterrupted)
+
+
+@pytest.mark.skipif(
+    not hasattr(resource, "prlimit"), reason="only Linux can limit a running process"
+)
+def test_no_room_on_the_disk_stops_with_a_clear_error_and_the_last_checkpoint_valid(
+    uninterrupted, tmp_path
+):
+    """The system refuses files above a size; what was saved before is what a resumed run finds."""
+    folder = tmp_path / "full"
+    process = start(folder, pause=0.05)
+    wait_for_losses(folder, 10, process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4000, 4000))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert re.search(
+        r"OSError: The checkpoint of step \d+ cannot be written to .*, that of step \d+ is", errors
+    )
+
+    (folder / "losses.txt").unlink()
+    assert "finished" in finish(start(folder))
     assert final_params(folder) == final_params(uninterrupted)
