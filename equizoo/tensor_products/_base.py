@@ -237,10 +237,11 @@ class BoundProduct(abc.ABC):
         self, z: Float[Array, "batch dim_paths channels"]
     ) -> Float[Array, "batch dim_out channels"]:
         """Paths into one irrep summed, divided by the root of their number."""
-        slices = self.irreps_paths.slices()
+        # split, not indexing: its transpose is one concatenation
+        pieces = jax.lax.split(z, [ir.dim for _, ir in self.irreps_paths], axis=1)
         results = []
         for index, (_, ir) in enumerate(self.irreps_out):
-            mine = [z[:, s] for s, i in zip(slices, self.into, strict=True) if i == index]
+            mine = [piece for piece, i in zip(pieces, self.into, strict=True) if i == index]
             if mine:
                 results.append(sum(mine) / float(np.sqrt(len(mine))))
             else:

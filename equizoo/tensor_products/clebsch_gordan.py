@@ -101,12 +101,13 @@ class BoundClebschGordan(BoundProduct):
             if weights.shape[2] == 1:
                 return jnp.einsum("bki,bic->bkc", self._spread(weights) * matrices, x)
             products = jnp.einsum("bki,bic->bkc", matrices, x)
-            pieces = [products[:, place] for place in self.irreps_paths.slices()]
+            pieces = _split(products, self.irreps_paths)
         elif self._few:
             pieces = [jnp.concatenate(parts, axis=1) for parts in self._components(x, prepared)]
         else:
             pieces = self._by_pairs(x, prepared)
-        weighted = [weights[:, w, None] * piece for w, piece in enumerate(pieces)]
+        separate = jax.lax.split(weights, [1] * self.num_weights, axis=1)
+        weighted = [weight * piece for weight, piece in zip(separate, pieces, strict=True)]
         return jnp.concatenate(weighted, axis=1)
 
     def __call__(
@@ -145,18 +146,21 @@ class BoundClebschGordan(BoundProduct):
         """The call without the products of each path in memory."""
         totals = [jnp.zeros((x.shape[0], 1, x.shape[2]), x.dtype)] * self.irreps_out.dim
         starts = [place.start for place in self.irreps_out.slices()]
-        for w, components in enumerate(self._components(x, y)):
-            weight = weights[:, w, None] / float(np.sqrt(self.into.count(self.into[w])))
-            for m, component in enumerate(components, starts[self.into[w]]):
+        separate = jax.lax.split(weights, [1] * self.num_weights, axis=1)
+        for result, weight, components in zip(
+            self.into, separate, self._components(x, y), strict=True
+        ):
+            weight = weight / float(np.sqrt(self.into.count(result)))
+            for m, component in enumerate(components, starts[result]):
                 totals[m] = totals[m] + weight * component
         return jnp.concatenate(totals, axis=1)
 
     def _by_pairs(self, x, y) -> list[Float[Array, "batch dim channels"]]:
-        slices_1, slices_2 = self.irreps_1.slices(), self.irreps_2.slices()
+        xs, ys = _split(x, self.irreps_1), _split(y, self.irreps_2)
         products: dict[Path, Float[Array, "batch dim channels"]] = {}
         for pair in sorted({(path.index_1, path.index_2) for path in self.paths}):
             mine = [path for path in self.paths if (path.index_1, path.index_2) == pair]
-            outer = x[:, slices_1[pair[0]], None] * y[:, None, slices_2[pair[1]]]
+            outer = xs[pair[0]][:, :, None] * ys[pair[1]][:, None]
             constants = np.concatenate([coupling(path) for path in mine], axis=2)
             together = jnp.einsum(
                 "bijc,ijk->bkc", outer, jnp.asarray(constants, x.dtype), precision="highest"
@@ -181,9 +185,8 @@ class BoundClebschGordan(BoundProduct):
         rows = (graph.num_nodes, graph.slots)
         senders = gather_senders(node_features, graph)
         real_harmonics = jnp.where(graph.edge_mask[:, None], edge_harmonics, 0)
-        # split, not indexing: its transpose is one concatenation
-        features = _split(senders.reshape(*rows, *senders.shape[1:]), self.irreps_1)
-        harmonics = _split(real_harmonics.reshape(*rows, -1), self.irreps_2)
+        features = _split(senders.reshape(*rows, *senders.shape[1:]), self.irreps_1, axis=2)
+        harmonics = _split(real_harmonics.reshape(*rows, -1), self.irreps_2, axis=2)
         weights = jax.lax.split(
             edge_weights.reshape(*rows, *edge_weights.shape[1:]), [1] * self.num_weights, axis=2
         )
@@ -202,8 +205,9 @@ class BoundClebschGordan(BoundProduct):
         return jnp.concatenate(results, axis=1)
 
 
-def _split(values: Float[Array, "nodes slots dim *c"], irreps: e3nn.Irreps) -> Sequence[Array]:
-    return jax.lax.split(values, [ir.dim for _, ir in irreps], axis=2)
+def _split(values: Float[Array, "..."], irreps: e3nn.Irreps, axis: int = 1) -> Sequence[Array]:
+    """Not by indexing: the transpose of a split is one concatenation."""
+    return jax.lax.split(values, [ir.dim for _, ir in irreps], axis=axis)
 
 
 class SymmetricPower(BoundPower):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -167,8 +168,9 @@ class BoundLowRank(BoundProduct):
     def _summed(
         self, z: Float[Array, "batch dim_all_paths channels"]
     ) -> Float[Array, "batch dim_paths channels"]:
-        z, places = self._whole._sum_paths(z), self.irreps_out.slices()
-        return jnp.concatenate([z[:, places[index]] for index in self.into], axis=1)
+        dims = [ir.dim for _, ir in self.irreps_out]
+        pieces = jax.lax.split(self._whole._sum_paths(z), dims, axis=1)
+        return jnp.concatenate([pieces[index] for index in self.into], axis=1)
 
     def convolve(
         self,
