@@ -18,6 +18,7 @@ from equizoo.data.reference_energies import ReferenceEnergies, RefitFromModel
 from equizoo.eval.certificate import Settings
 from equizoo.registry import MODELS, UnknownName, list_models, shown_elements
 from equizoo.structure import EnergyReference
+from equizoo.train.data_checks import DataChecks
 
 Json = Annotated[
     Path | None,
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "models": models,
                 "describe": describe,
                 "products": products,
+                "doctor": doctor,
                 "train": train,
                 "finetune": finetune,
                 "evaluate": evaluate,
@@ -244,11 +246,71 @@ def products(
         Console().print(f"{problem['product']}, l_max {problem['l_max']}: {problem['problem']}")
 
 
+def doctor(
+    data: tyro.conf.Positional[str],
+    against: tuple[str, ...] = (),
+    model: str | None = None,
+    cutoff: float | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    energy_reference: Annotated[EnergyReference | None, tyro.conf.EnumChoicesFromValues] = None,
+    json: Json = None,
+) -> None:
+    """Look for what is wrong with a data set before training on it.
+
+    Labels that are not read, zeros that constraints left behind, units, signs and component orders
+    (from frames near each other), reference energies, distances, net forces, outliers, duplicates
+    (by symmetry too), what does not suit a model. Exits with 1 if there are errors, else with 0.
+
+    Args:
+        data: a named data set or a file (extxyz, also .xz and .gz).
+        against: test data, none of which may be in data.
+        model: a model of the zoo, or a model folder, that the data are for.
+        cutoff: within which atoms see each other [Å] (default: the model's, else 5).
+        energy_key: label of the energies in the file [eV] (default: energy).
+        forces_key: label of the forces in the file [eV/Å] (default: forces).
+        stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
+        energy_reference: what the energies in the file are (default: as registered, else total).
+    """
+    import warnings
+
+    from equizoo.data.datasets import load_dataset
+    from equizoo.data.doctor import examine
+    from equizoo.data.readers import LabelKeys
+    from equizoo.eval.doctor import compare_with_model, model_facts
+
+    keys = _label_keys(energy_key, forces_key, stress_key)
+
+    def read(name: str):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unread labels: found below
+            return load_dataset(
+                name, keys, require=(), on_bad="skip", energy_reference=energy_reference
+            )
+
+    dataset = read(data)
+    facts = None if model is None else model_facts(model)
+    diagnosis = examine(
+        dataset,
+        against=[read(name) for name in against],
+        keys=keys or LabelKeys(),
+        cutoff=cutoff or (5.0 if facts is None else facts.cutoff),
+    )
+    if facts is not None:
+        diagnosis = diagnosis.with_findings(compare_with_model(dataset, facts))
+    if not _emit(diagnosis.to_dict(), json):
+        _print_diagnosis(diagnosis, model)
+    if diagnosis.errors:
+        raise SystemExit(1)
+
+
 def train(
     recipe: tyro.conf.Positional[Path],
     out: Path,
     resume: bool = False,
     epochs: int | None = None,
+    data_checks: Annotated[DataChecks | None, tyro.conf.EnumChoicesFromValues] = None,
     json: Json = None,
 ) -> None:
     """Train a model from scratch after a recipe (a JSON file, see recipes/).
@@ -258,11 +320,16 @@ def train(
         out: folder for checkpoints, metrics, plots and the model; must not exist.
         resume: continue the run in the folder, exactly where it stopped.
         epochs: instead of the recipe's number.
+        data_checks: what to do about errors in the data (default: the recipe's word, or refuse).
     """
     from equizoo.train.recipe import load_recipe
     from equizoo.train.recipe import train as run
 
     loaded = load_recipe(recipe)
+    if data_checks is not None:
+        loaded = dataclasses.replace(
+            loaded, data=dataclasses.replace(loaded.data, checks=data_checks)
+        )
     if epochs is not None:
         loaded = dataclasses.replace(
             loaded, training=dataclasses.replace(loaded.training, epochs=epochs)
@@ -294,6 +361,7 @@ def finetune(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    data_checks: Annotated[DataChecks, tyro.conf.EnumChoicesFromValues] = DataChecks.REFUSE,
     seed: int = 0,
     resume: bool = False,
     json: Json = None,
@@ -317,6 +385,7 @@ def finetune(
         energy_key: label of the energies in the file [eV] (default: energy).
         forces_key: label of the forces in the file [eV/Å] (default: forces).
         stress_key: label of the stresses in the file [eV/Å^3] (default: stress).
+        data_checks: what to do about errors that `equizoo doctor` finds in data.
         seed: of the split and of the shuffling.
         resume: continue the run in the folder.
     """
@@ -337,6 +406,7 @@ def finetune(
             test=test,
             keys=_label_keys(energy_key, forces_key, stress_key),
             reference_energies=reference_energies,
+            checks=data_checks,
         ),
         out,
         training=finetune_training(
@@ -1013,6 +1083,34 @@ def _print_comparison(comparison: Any) -> None:
     console.print(table)
     for note in comparison.notes:
         console.print(_escape(note), highlight=False)
+
+
+def _print_diagnosis(diagnosis: Any, model: str | None = None) -> None:
+    colors = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]"}
+    table = Table(Column(no_wrap=True), "check", Column("count", justify="right"), "finding")
+    title = diagnosis.name if model is None else f"{diagnosis.name} for {model}"
+    table.title, table.title_justify = _escape(title), "left"
+    table.show_lines = True
+    fine = []
+    for finding in diagnosis.findings:
+        if finding.verdict == "fine":
+            fine.append(finding.check)
+            continue
+        lines = [finding.message, finding.fix and f"→ {finding.fix}"]
+        lines += [f"e.g. {', '.join(finding.examples)}" if finding.examples else ""]
+        table.add_row(
+            colors.get(finding.verdict, str(finding.verdict)),
+            _escape(finding.check),
+            str(finding.count or ""),
+            _escape("\n".join(filter(None, lines))),
+        )
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    console.print(f"fine: {_escape(', '.join(fine)) or 'nothing'}", highlight=False)
+    errors, warnings = len(diagnosis.errors), len(diagnosis.warnings)
+    counted = f"{diagnosis.frames} frames, {errors} errors, {warnings} warnings"
+    console.print(counted, highlight=False)
 
 
 def _print_certificate(certificate: Any) -> None:

@@ -62,7 +62,7 @@ def wide_terminal(monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["models", "describe", "products", "train", "finetune", "evaluate", "predict", "demo"]
+    ["models", "describe", "products", "doctor", "train", "finetune", "evaluate", "predict", "demo"]
     + ["certify", "compare", "publish", "benchmark"]
     + ["convert mace-torch", "convert equiformer-v2", "convert tdn"]
     + [
@@ -371,6 +371,58 @@ def test_an_existing_folder_is_refused_but_not_one_of_a_failed_start(here, capsy
     assert "'layer.*' matches no parameter" in text and "layers.0" in text
     assert "lower the rank" in fails(capsys, *new, tmp_path / "run", "--low-rank", 999)
     run(capsys, *new, tmp_path / "run", "--freeze", "layers.*", "--epochs", 1)
+
+
+# ---- doctor
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Frames whose forces have the wrong sign, and a frame of the bundled test set."""
+    path = tmp_path_factory.mktemp("faulty") / "faulty.xyz"
+    frames = load_dataset("formamide/train", index=":120").structures
+    wrong = [dataclasses.replace(s, forces=-s.forces) for s in frames]
+    leaked = load_dataset("formamide/test", index="5:6").structures[0]
+    write_structures(path, [*wrong, dataclasses.replace(leaked, forces=-leaked.forces)])
+    return path
+
+
+def test_doctor_says_what_is_wrong_and_exits_with_one(faulty, capsys, tmp_path):
+    report = tmp_path / "report.json"
+    command = ["doctor", str(faulty), "--against", "formamide/test", "--model", "mace-3bpa"]
+    with pytest.raises(SystemExit) as error:
+        cli.main([*command, "--json", str(report)])
+    assert error.value.code == 1
+    text = capsys.readouterr().out
+    for words in ("wrong sign", "1 of its 150 frames", "121 frames, 2 errors", "mace-3bpa"):
+        assert words in text
+    diagnosis = json.loads(report.read_text())
+    assert diagnosis["counts"]["error"] == 2 and diagnosis["frames"] == 121
+    checks = {f["check"]: f for f in diagnosis["findings"]}
+    assert checks["leakage into formamide/test"]["count"] == 1
+    assert "elements of the model" in checks
+
+
+def test_doctor_is_content_with_good_data(capsys):
+    result = json.loads(run(capsys, "doctor", "formamide/train", "--json"))
+    assert result["counts"]["error"] == result["counts"]["warning"] == 0
+    assert "Unknown data set" in fails(capsys, "doctor", "absent.xyz")
+
+
+def test_training_refuses_faulty_data_unless_told_otherwise(here, faulty, capsys, tmp_path):
+    command = ("finetune", "base/model", faulty, "--out", tmp_path / "run", "--epochs", 1)
+    text = fails(capsys, *command, "--freeze", "*")
+    assert "not fit for training" in text and "--data-checks warn" in text
+    assert not (tmp_path / "run").exists()
+    recipe = json.loads((here / "recipe.json").read_text())
+    recipe["data"] |= {"train": str(faulty), "num_valid": 2}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    train = ("train", tmp_path / "recipe.json", "--out", tmp_path / "trained", "--epochs", 1)
+    assert "wrong sign" in fails(capsys, *train)
+    cli.main([*map(str, train), "--data-checks", "warn"])
+    assert "error: forces against energies" in capsys.readouterr().err
+    written = json.loads((tmp_path / "trained" / "run.json").read_text())
+    assert written["recipe"]["data"]["checks"] == "warn"
 
 
 # ---- certify and compare

@@ -24,8 +24,8 @@ from equizoo.whole_files import written_whole
 
 LABELS = ("energy", "forces", "stress")
 _LOOKS_LIKE = {
-    "energy": re.compile(r"energy|^e$|^e_|_e$|e_?tot", re.IGNORECASE),
-    "forces": re.compile(r"force|grad|^f$", re.IGNORECASE),
+    "energy": re.compile(r"energy|^e$|^e_|_e$|e_?tot|toten|^u0?$", re.IGNORECASE),
+    "forces": re.compile(r"force|grad|^f$|^f_|_f$", re.IGNORECASE),
     "stress": re.compile(r"stress|virial", re.IGNORECASE),
 }
 _ASYMMETRY = 1e-3  # codes print components to a few digits; a transposed or mixed-up tensor is O(1)
@@ -373,20 +373,26 @@ def _extras(frame: Frame, keys: LabelKeys) -> Mapping[str, Any]:
     return MappingProxyType({k: v for k, v in extras.items() if k not in known})
 
 
-def _label_like_keys(frame: Frame) -> list[str]:
-    nodes = len(frame.atoms)
-    sources = (frame.comment, _results(frame), frame.atoms.info, frame.atoms.arrays)
+def label_like(key: str, value: Any, nodes: int) -> str | None:
+    """The label ("energy", "forces", "stress") that something looks like by its name and shape."""
     shapes: dict[str, list[tuple[int, ...]]] = {
-        "energy": [()],
+        "energy": [(), (1,)],
         "forces": [(nodes, 3)],
         "stress": [(6,), (9,), (3, 3)],
     }
-    return [
-        key
-        for key, value in {k: v for source in sources for k, v in source.items()}.items()
-        for label, pattern in _LOOKS_LIKE.items()
-        if pattern.search(key) and np.shape(value) in shapes[label]
-    ]
+    if np.asarray(value).dtype.kind not in "iuf":
+        return None
+    for label, pattern in _LOOKS_LIKE.items():
+        if pattern.search(key) and np.shape(value) in shapes[label]:
+            return label
+    return None
+
+
+def _label_like_keys(frame: Frame) -> list[str]:
+    nodes = len(frame.atoms)
+    sources = (frame.comment, _results(frame), frame.atoms.info, frame.atoms.arrays)
+    values = {key: value for source in sources for key, value in source.items()}
+    return [key for key, value in values.items() if label_like(key, value, nodes)]
 
 
 def _check_labels(

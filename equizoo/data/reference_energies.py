@@ -251,17 +251,31 @@ def _symbols(elements: Sequence[int]) -> str:
     return ", ".join(chemical_symbols[z] for z in elements)
 
 
-def _rank_message(
+def undetermined_elements(structures: Sequence[Structure]) -> tuple[int, ...]:
+    """The elements whose reference energies compositions alone do not determine, sorted."""
+    elements, counts = Composition.of(structures)
+    return tuple(_undetermined(elements, counts)[2])
+
+
+def _undetermined(
     elements: tuple[int, ...], counts: Float[np.ndarray, "structures elements"]
-) -> str:
+) -> tuple[Float[np.ndarray, "distinct elements"], int, list[int]]:
+    """Distinct compositions, their rank, and the elements that take part in their null space."""
     distinct = np.unique(counts, axis=0)
-    _, singular, basis = np.linalg.svd(distinct)
+    _, singular, basis = np.linalg.svd(np.linalg.qr(distinct, mode="r"))
     rank = int((singular > singular[0] * 1e-10).sum())
     free = [
         z
-        for z, in_null in zip(elements, np.abs(basis[rank:]).max(axis=0), strict=True)
+        for z, in_null in zip(elements, np.abs(basis[rank:]).max(axis=0, initial=0.0), strict=True)
         if in_null > 1e-8
     ]
+    return distinct, rank, free
+
+
+def _rank_message(
+    elements: tuple[int, ...], counts: Float[np.ndarray, "structures elements"]
+) -> str:
+    distinct, rank, free = _undetermined(elements, counts)
     formulas = [
         "".join(f"{chemical_symbols[z]}{int(n)}" for z, n in zip(elements, row, strict=True) if n)
         for row in distinct[:5]

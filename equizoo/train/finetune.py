@@ -13,11 +13,19 @@ from flax import nnx
 from equizoo.config import to_dict
 from equizoo.data.datasets import load_dataset
 from equizoo.data.readers import Dataset
+from equizoo.eval.doctor import ModelFacts, compare_with_model
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.recipe import DataConfig, RunResult, open_run_folder, prepare_data, run_fit
+from equizoo.train.recipe import (
+    DataConfig,
+    RunResult,
+    examine_run,
+    open_run_folder,
+    prepare_data,
+    run_fit,
+)
 from equizoo.train.report_page import write_report_page
 from equizoo.zoo._base import Architecture
 
@@ -61,7 +69,8 @@ def finetune(
     are measured with the new reference energies; on ``old`` data each model uses its own.
 
     Raises ``ValueError`` when the data's energy reference is not the model's, or the data have
-    elements that the model lacks.
+    elements that the model lacks, and when the doctor finds errors in them (unless ``data.checks``
+    says otherwise).
     """
     folder = Path(folder)
     training = training or finetune_training()
@@ -80,6 +89,10 @@ def finetune(
     rebased = base.with_reference_energies(
         dict(base.reference_energies) | e0, prepared.train.level_of_theory
     )
+    if not resume:
+        facts_of_model = ModelFacts.of(base)
+        unsuited = compare_with_model(prepared.train, facts_of_model)
+        examine_run(prepared, data, facts_of_model.cutoff, unsuited)
     open_run_folder(folder, facts, resume)
     before = _errors(rebased, prepared.reported) | _errors(base, remembered)
     run = run_fit(

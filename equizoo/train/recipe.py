@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from equizoo.config import format_json, from_dict, parse_json, to_dict
 from equizoo.data.catalyst_frames import Target
 from equizoo.data.datasets import load_dataset
+from equizoo.data.doctor_findings import Finding
 from equizoo.data.pipeline import Packing
 from equizoo.data.readers import Dataset, LabelKeys
 from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
@@ -23,6 +24,7 @@ from equizoo.eval.potential import Potential
 from equizoo.graph import Budget, ForcesOn, Frame
 from equizoo.structure import EnergyReference, Structure
 from equizoo.train.config import TrainConfig
+from equizoo.train.data_checks import DataChecks, check_data
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import read_rows
 from equizoo.train.report_page import write_report_page
@@ -42,6 +44,7 @@ class DataConfig:
     energy_reference: EnergyReference | None = None  # None: that of the data; else converted to it
     target: Target | None = None  # of data of OC20 and OC22; None: that of the named data set
     reference_energies: ReferenceEnergies = IsolatedAtoms()
+    checks: DataChecks = DataChecks.REFUSE  # when the doctor finds errors in these data
 
     def __post_init__(self):
         if self.valid is not None and self.num_valid is not None:
@@ -104,13 +107,16 @@ def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> RunRes
 
     The folder holds the resolved recipe, checkpoints, metrics, plots, a report, and under
     ``model`` what :func:`equizoo.load` reads. Raises ``ValueError`` for an existing folder without
-    ``resume``, for a recipe other than the folder's with it, and for unusable data.
+    ``resume``, for a recipe other than the folder's with it, and for unusable data, also such in
+    which the doctor finds errors (unless ``recipe.data.checks`` says otherwise).
     """
     folder = Path(folder)
     data = prepare_data(recipe.data)
     e0 = recipe.data.reference_energies.resolve(_joined(data))
     config = complete_config(recipe.model, data)
     model = config.build(rngs=nnx.Rngs(recipe.training.seed))
+    if not resume:
+        examine_run(data, recipe.data, config.cutoff)
     # Only now: a mistake in the recipe leaves no folder behind.
     open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
     return run_fit(model, data, e0, recipe.training, folder, recipe.name)
@@ -164,6 +170,28 @@ def prepare_data(config: DataConfig) -> Prepared:
     else:
         valid = load(config.valid)
     return Prepared(train, valid, {name: load(name) for name in config.test})
+
+
+def examine_run(
+    data: Prepared,
+    config: DataConfig,
+    cutoff: float,  # [Å]
+    more: Iterable[Finding] = (),
+) -> None:
+    """The doctor's checks of a run's data, and ``more``; see :func:`check_data`.
+
+    Frames split off for validation are looked at together with those trained on.
+    """
+    dataset = data.train if config.valid is not None else _joined(data)
+    named = [data.valid] if config.valid is not None else []
+    check_data(
+        dataset,
+        [*named, *data.test.values()],
+        config.checks,
+        keys=config.keys,
+        cutoff=cutoff,
+        more=more,
+    )
 
 
 def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset, Dataset]:

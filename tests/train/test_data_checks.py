@@ -1,0 +1,42 @@
+"""Data with errors are refused, warned of, or not looked at, as told."""
+
+import dataclasses
+
+import pytest
+
+from equizoo.data import load_dataset
+from equizoo.data.doctor_findings import Finding, Verdict
+from equizoo.train.data_checks import DataChecks, check_data
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    data = load_dataset("formamide/train", index=":60")
+    zero = dataclasses.replace(data.structures[4], energy=0.0)
+    return dataclasses.replace(data, structures=(*data.structures[:4], zero, *data.structures[5:]))
+
+
+def test_errors_are_refused_by_default_and_listed(faulty, capsys):
+    more = Finding("elements of the model", Verdict.ERROR, "never seen Au", 1)
+    with pytest.raises(ValueError) as error:
+        check_data(faulty, [], DataChecks.REFUSE, more=[more])
+    for words in ("zeroed energies", "[4]", "never seen Au", "--data-checks warn"):
+        assert words in str(error.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_warn_prints_and_off_does_not_look(faulty, capsys):
+    diagnosis = check_data(faulty, [], DataChecks.WARN)
+    assert [finding.check for finding in diagnosis.errors] == ["zeroed energies"]
+    printed = capsys.readouterr().err
+    assert "error: zeroed energies" in printed and "warning: outliers" in printed
+    assert check_data(faulty, [], DataChecks.OFF) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_reported_data_may_be_the_training_data_but_not_share_frames(capsys):
+    data = load_dataset("formamide/train", index=":20")
+    assert not check_data(data, [data], DataChecks.REFUSE).errors
+    other = dataclasses.replace(data, structures=data.structures[3:5], name="held out")
+    with pytest.raises(ValueError, match="2 of its 2 frames are in formamide/train too"):
+        check_data(data, [other], DataChecks.REFUSE)
