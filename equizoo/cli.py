@@ -61,11 +61,12 @@ PlainReferenceEnergies = Annotated[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``equizoo`` command; exits with 2 and one clear message on bad input."""
+    # XLA warns of its own tuning flags whenever it loads a cached program; what fails still raises.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # what JAX sets when imported
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if arguments is None:
         _use_huge_pages()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # XLA warns of its own tuning flags whenever it loads a cached program; what fails still raises.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from equizoo.cli_leaderboard import leaderboard  # which builds on this module
 
     try:
