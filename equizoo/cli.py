@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "describe": describe,
                 "products": products,
                 "doctor": doctor,
+                "prepare": prepare,
                 "train": train,
                 "finetune": finetune,
                 "evaluate": evaluate,
@@ -306,12 +307,88 @@ def doctor(
         raise SystemExit(1)
 
 
+def prepare(
+    sources: tyro.conf.Positional[tuple[str, ...]],
+    out: Path,
+    workers: int = 1,
+    cutoff: float = 5.0,
+    max_neighbors: int | None = None,
+    store_neighbors: bool = False,
+    frames_per_shard: int = 4096,
+    energy_reference: Annotated[EnergyReference | None, tyro.conf.EnumChoicesFromValues] = None,
+    level_of_theory: str | None = None,
+    target: Literal["frame", "relaxed"] | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    json: Json = None,
+) -> None:
+    """Turn data of any size into a folder that training reads from disk, frame by frame.
+
+    The folder can then be given wherever a data set can: to train (in a recipe), finetune,
+    evaluate, predict. It holds the frames in compressed shards, and dataset.json, which says what
+    is in them: elements, labels, reference energies by least squares, neighbours, checksums.
+
+    After an interruption, even kill -9 or a power cut, the same command goes on from there.
+
+    Args:
+        sources: named data sets, patterns of names, files (extxyz, also .xz and .gz; traj, db, h5
+            of MACE, ...), and folders or databases of OC20 and OC22 (extxyz.xz, lmdb, aselmdb).
+        out: folder to write.
+        workers: processes that read and write at the same time.
+        cutoff: within which neighbours are counted [Å]; best that of the model to be trained.
+        max_neighbors: count (and store) only so many, the nearest, as some models see them.
+        store_neighbors: also store the neighbour lists, for models with this very cutoff; larger
+            files, less work while training.
+        frames_per_shard: frames of a source that make one file.
+        energy_reference: what energies are measured against; those of OC20 are converted to it.
+        level_of_theory: of all sources, where these do not say.
+        target: of OC20 and OC22: a frame's own energy and forces, or the relaxed energy.
+        on_bad: what to do with a faulty frame: stop, or leave it out and count it.
+        energy_key: label of the energies in the files [eV] (default: energy).
+        forces_key: label of the forces in the files [eV/Å] (default: forces).
+        stress_key: label of the stresses in the files [eV/Å^3] (default: stress).
+    """
+    from equizoo.data.catalyst_frames import Target
+    from equizoo.data.prepare import prepare as run
+    from equizoo.data.prepare import summary
+    from equizoo.data.statistics import NeighborRule
+    from equizoo.neighbors import NeighborLimit
+
+    limit = None if max_neighbors is None else NeighborLimit(max_neighbors)
+    with Console(stderr=True).status("prepare") as status:
+        dataset = run(
+            sources,
+            out,
+            keys=_label_keys(energy_key, forces_key, stress_key),
+            energy_reference=energy_reference,
+            level_of_theory=level_of_theory,
+            target=None if target is None else Target(target),
+            rule=NeighborRule(cutoff, limit),
+            store_neighbors=store_neighbors,
+            frames_per_shard=frames_per_shard,
+            workers=workers,
+            on_bad=on_bad,
+            progress=lambda shards, frames: status.update(
+                f"prepare {out}: {frames:,} frames in {shards} shards"
+            ),
+        )
+    assert dataset.statistics is not None
+    facts = summary(dataset.statistics) | {"folder": str(out)}
+    if not _emit(facts, json):
+        _print_facts(facts)
+        Console().print(_escape(str(dataset.report)), highlight=False, soft_wrap=True)
+
+
 def train(
     recipe: tyro.conf.Positional[Path],
     out: Path,
     resume: bool = False,
     epochs: int | None = None,
     data_checks: Annotated[DataChecks | None, tyro.conf.EnumChoicesFromValues] = None,
+    workers: int = 0,
+    host: str | None = None,
     json: Json = None,
 ) -> None:
     """Train a model from scratch after a recipe (a JSON file, see recipes/).
@@ -322,10 +399,16 @@ def train(
         resume: continue the run in the folder, exactly where it stopped.
         epochs: instead of the recipe's number.
         data_checks: what to do about errors in the data (default: the recipe's word, or refuse).
+        workers: processes that read prepared data ahead, instead of threads; results are the same.
+        host: the place of this process among several that train one model: auto, as SLURM, Open
+            MPI, Kubernetes or a TPU pod says, or INDEX/NUMBER@ADDRESS:PORT of the first.
     """
+    from equizoo.data.pipeline import Reading
+    from equizoo.train.hosts import is_first
     from equizoo.train.recipe import load_recipe
     from equizoo.train.recipe import train as run
 
+    _join_hosts(host)
     loaded = load_recipe(recipe)
     if data_checks is not None:
         loaded = dataclasses.replace(
@@ -336,7 +419,9 @@ def train(
             loaded, training=dataclasses.replace(loaded.training, epochs=epochs)
         )
     use_compile_cache()
-    result = run(loaded, out, resume=resume)
+    result = run(loaded, out, resume=resume, reading=Reading(workers=workers))
+    if not is_first():
+        return
     if result is None:
         _print_interrupted(out)
         return
@@ -353,6 +438,9 @@ def finetune(
     num_valid: int | None = None,
     test: tuple[str, ...] = (),
     old: tuple[str, ...] = (),
+    replay: str | None = None,
+    replay_frames: int | None = None,
+    replay_labels: Literal["model", "data"] = "model",
     epochs: int = 40,
     learning_rate: float = 1e-3,
     batch_size: int = 5,
@@ -365,18 +453,26 @@ def finetune(
     data_checks: Annotated[DataChecks, tyro.conf.EnumChoicesFromValues] = DataChecks.REFUSE,
     seed: int = 0,
     resume: bool = False,
+    workers: int = 0,
+    microbatches: int = 1,
+    host: str | None = None,
     json: Json = None,
 ) -> None:
     """Continue training a model on your own data, and report errors before and after.
 
     Args:
         name: a model of the zoo, or a model folder.
-        data: a named data set or a file (extxyz, also .xz and .gz) with energies and forces.
+        data: a named data set, a file (extxyz, also .xz and .gz) with energies and forces, or a
+            folder made by `equizoo prepare`.
         out: folder for checkpoints, metrics, plots and the model; must not exist.
         valid: data to choose the best weights by; otherwise frames split off from data.
         num_valid: how many frames to split off (default: a tenth).
         test: data sets to report errors on, before and after.
         old: data of the original kind, on which to report what was forgotten.
+        replay: data of the original kind to go on training on, under a head of their own, so that
+            less is forgotten.
+        replay_frames: how many of them, each unlike those before it (default: all).
+        replay_labels: those that the model gives them, or their own (data).
         epochs: passes over the data.
         learning_rate: the highest one, after warm-up.
         batch_size: structures per step.
@@ -389,13 +485,21 @@ def finetune(
         data_checks: what to do about errors that `equizoo doctor` finds in data.
         seed: of the split and of the shuffling.
         resume: continue the run in the folder.
+        workers: processes that read prepared data ahead, instead of threads; results are the same.
+        microbatches: parts of a batch, which devices share, else one after the other.
+        host: the place of this process among several that train one model: auto, as SLURM, Open
+            MPI, Kubernetes or a TPU pod says, or INDEX/NUMBER@ADDRESS:PORT of the first.
     """
+    from equizoo.data.pipeline import Reading
     from equizoo.eval.potential import load
     from equizoo.train.finetune import finetune as run
     from equizoo.train.finetune import finetune_training
+    from equizoo.train.hosts import is_first
     from equizoo.train.parametrization import LowRank
     from equizoo.train.recipe import DataConfig
+    from equizoo.train.replay import LabelsFrom, Replay
 
+    _join_hosts(host)
     use_compile_cache()
     result = run(
         load(name),
@@ -414,13 +518,20 @@ def finetune(
             epochs=epochs,
             learning_rate=learning_rate,
             batch_size=batch_size,
+            microbatches=microbatches,
             frozen=freeze,
             low_rank=None if low_rank is None else LowRank(rank=low_rank),
             seed=seed,
         ),
         old=old,
+        replay=None
+        if replay is None
+        else Replay(data=replay, count=replay_frames, labels=LabelsFrom(replay_labels), seed=seed),
         resume=resume,
+        reading=Reading(workers=workers),
     )
+    if not is_first():
+        return
     if result is None:
         _print_interrupted(out)
         return
@@ -446,7 +557,7 @@ def evaluate(
 
     Args:
         name: a model of the zoo, or a model folder.
-        data: a named data set or a file (extxyz, also .xz and .gz).
+        data: a named data set, a file (extxyz, also .xz and .gz) or a prepared folder.
         plot: write a parity plot to this PNG file.
         card: write the errors (and the speed) into the model's card, with a parity plot.
         speed: also measure what energies and forces cost on this machine; leave it alone meanwhile.
@@ -529,24 +640,31 @@ def predict(
 
     Args:
         name: a model of the zoo, or a model folder.
-        structures: a file of structures (extxyz, cif, POSCAR, ...); labels in it are ignored.
+        structures: a file of structures (extxyz, cif, POSCAR, ...) or a folder made by `equizoo
+            prepare`; labels in it are ignored.
         out: extxyz file to write [eV, eV/Å, eV/Å^3]; must not exist.
     """
+    from equizoo.data.prepared import is_prepared, open_prepared
     from equizoo.data.readers import LabelKeys, read_structures, write_structures
     from equizoo.eval.potential import load
 
     use_compile_cache()
     keys = LabelKeys(energy=None, forces=None, stress=None)
-    dataset = read_structures(structures, keys, require=())
+    if is_prepared(structures):
+        dataset = open_prepared(structures)
+    else:
+        dataset = read_structures(structures, keys, require=())
     if out.exists():
         raise ValueError(f"The output {out} exists; choose another name.")
-    results = load(name).predict(dataset.structures, dtype=dtype)
-    labelled = [
-        dataclasses.replace(s, energy=r.energy, forces=r.forces, stress=r.stress)
-        for s, r in zip(dataset.structures, results, strict=True)
-    ]
-    write_structures(out, labelled)
-    rows = [{"energy_eV": r.energy, "num_atoms": len(r.forces)} for r in results]
+    results = load(name).predict_stream(dataset.structures, dtype=dtype)
+    rows: list[dict[str, Any]] = []
+
+    def labelled() -> Iterator[Any]:  # one after the other: they may be more than memory holds
+        for s, r in zip(dataset.structures, results, strict=True):
+            rows.append({"energy_eV": r.energy, "num_atoms": len(r.forces)})
+            yield dataclasses.replace(s, energy=r.energy, forces=r.forces, stress=r.stress)
+
+    write_structures(out, labelled())
     if not _emit({"model": name, "dtype": dtype, "out": str(out), "structures": rows}, json):
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
 
@@ -960,6 +1078,13 @@ def _complete_json_flag(arguments: list[str]) -> list[str]:
         if argument == "--json" and (not following or following[0].startswith("--")):
             completed.append("-")
     return completed
+
+
+def _join_hosts(place: str | None) -> None:
+    from equizoo.train.hosts import join
+
+    if place is not None:
+        join(place)
 
 
 def _emit(result: Any, path: Path | None) -> bool:

@@ -28,7 +28,7 @@ from equizoo.neighbors import (
     nearest_neighbors,
     neighbor_list,
 )
-from equizoo.structure import Structure
+from equizoo.structure import Structure, symbols
 
 
 class Graph(NamedTuple):
@@ -291,8 +291,8 @@ def species_of(structure: Structure, atomic_numbers: Sequence[int]) -> Int[np.nd
         unseen = sorted({int(z) for z in structure.atomic_numbers[species < 0]})
         raise ValueError(
             f"Structure {structure.name or '(unnamed)'} has element(s) "
-            f"{', '.join(chemical_symbols[z] for z in unseen)} that the model was not made for; it "
-            f"knows {', '.join(chemical_symbols[z] for z in atomic_numbers)}. Choose a model that "
+            f"{symbols(unseen)} that the model was not made for; it "
+            f"knows {symbols(atomic_numbers)}. Choose a model that "
             "covers them (`equizoo models`), or train one."
         )
     return species
@@ -305,16 +305,18 @@ def make_frame(
     *,
     head: int = 0,
     limit: NeighborLimit | None = None,
+    neighbors: Neighbors | None = None,
 ) -> Frame:
     """A structure with species indices and its neighbour list, of which ``limit`` keeps a part;
-    ``head`` is the index of its level of theory.
+    ``head`` is the index of its level of theory. ``neighbors`` are these very ones, where known.
 
     Raises ``ValueError`` for elements outside ``atomic_numbers``.
     """
     species = species_of(structure, atomic_numbers)
-    neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
-    if limit is not None:
-        neighbors = nearest_neighbors(neighbors, structure.positions, structure.cell, limit)
+    if neighbors is None:
+        neighbors = neighbor_list(structure.positions, structure.cell, structure.pbc, cutoff)
+        if limit is not None:
+            neighbors = nearest_neighbors(neighbors, structure.positions, structure.cell, limit)
     counts = [
         np.bincount(ends, minlength=1).max(initial=0)
         for ends in (neighbors.receivers, neighbors.senders)
@@ -387,13 +389,39 @@ class Budget:
         step: float = 1.0,
         headroom: float = 1.0,
     ) -> "Budget":
-        """The cheaper of two layouts: ``edges`` in a flat one, or rows that hold any of ``frames``.
+        """The budget for the most edges into and out of one node that any of ``frames`` has; see
+        :meth:`cheaper`."""
+        return cls.cheaper(
+            max_in=max(f.max_in for f in frames),
+            max_out=max(f.max_out for f in frames),
+            nodes=nodes,
+            graphs=graphs,
+            edges=edges,
+            num_species=num_species,
+            step=step,
+            headroom=headroom,
+        )
+
+    @classmethod
+    def cheaper(
+        cls,
+        *,
+        max_in: int,
+        max_out: int,
+        nodes: int,
+        graphs: int,
+        edges: int,
+        num_species: int,
+        step: float = 1.0,
+        headroom: float = 1.0,
+    ) -> "Budget":
+        """The cheaper of two layouts: ``edges`` in a flat one, or rows of ``max_in`` and
+        ``max_out`` edges for every node.
 
         Both are made ``headroom`` times as large, and rounded up as in :meth:`of`.
         """
         slots, out_slots, flat = (
-            round_up(math.ceil(headroom * size), step)
-            for size in (max(f.max_in for f in frames), max(f.max_out for f in frames), edges)
+            round_up(math.ceil(headroom * size), step) for size in (max_in, max_out, edges)
         )
         rows = nodes * slots <= cls.COST_OF_FLAT * flat
         block_size = _block_size(num_species, nodes)
@@ -506,11 +534,12 @@ def batch_frames(
 def batch_labels(
     frames: Sequence[Frame],
     budget: Budget,
-    reference_energies: Float[np.ndarray, " species"],  # [eV]
+    reference_energies: Float[np.ndarray, "*heads species"],  # [eV]
     dtype: np.dtype | type = np.float32,
     forces_on: ForcesOn = ForcesOn.ALL,
 ) -> Labels:
-    """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64.
+    """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64:
+    those of each frame's head, where they differ by head.
 
     Where frames have noise, displaced atoms have it for a target and no force.
     """
@@ -523,12 +552,14 @@ def batch_labels(
     noise = noise_mask = None
     if any(frame.noise is not None for frame in frames):
         noise, noise_mask = np.zeros((budget.nodes, 3), dtype), np.zeros(budget.nodes, bool)
+    shared = reference_energies.ndim == 1
     first_node = 0
     for g, frame in enumerate(frames):
         structure = frame.structure
         here = slice(first_node, first_node + frame.num_nodes)
         if structure.energy is not None:
-            energy[g] = structure.energy - reference_energies[frame.species].sum()
+            isolated = reference_energies if shared else reference_energies[frame.head]
+            energy[g] = structure.energy - isolated[frame.species].sum()
             energy_mask[g] = True
         if structure.forces is not None:
             forces[here] = structure.forces

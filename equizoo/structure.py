@@ -2,12 +2,18 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from jaxtyping import Float, Int
+
+
+def symbols(elements: Iterable[int]) -> str:
+    """Chemical symbols of atomic numbers, with commas."""
+    return ", ".join(chemical_symbols[z] for z in elements)
 
 
 class EnergyReference(enum.StrEnum):
@@ -90,6 +96,10 @@ class Structure:
                     f"{where}: periodic along {self.pbc} but the lattice vectors there are zero or "
                     "parallel (zero volume). Set the cell, or pbc=False."
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # for worker processes: a mapping proxy cannot be sent
+        return {**self.__dict__, "info": dict(self.info)}
 
     @property
     def num_nodes(self) -> int:

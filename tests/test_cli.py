@@ -17,7 +17,7 @@ from equizoo import cli
 from equizoo.data import ReferenceEnergies, load_dataset, write_structures
 from equizoo.registry import MODELS
 from equizoo.train import loop
-from equizoo.train.progress import read_rows
+from equizoo.train.progress import MEASURED, read_rows
 
 RECIPE = {
     "name": "tiny",
@@ -263,7 +263,7 @@ def test_a_stopped_training_is_resumed(here, capsys, monkeypatch, tmp_path):
     )
     assert set(result["metrics"]) == {"valid", "test.xyz"}
     resumed, whole = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
+        [{k: v for k, v in row.items() if k not in MEASURED} for row in read_rows(folder)]
         for folder in (tmp_path / "run" / "metrics.jsonl", here / "base" / "metrics.jsonl")
     )
     assert resumed == whole and [row["epoch"] for row in whole] == [1, 2]

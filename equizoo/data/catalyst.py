@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from equizoo.data.catalyst_aselmdb import AseLmdb
-from equizoo.data.catalyst_frames import CatalystSource, Target
+from equizoo.data.catalyst_frames import CatalystFrame, CatalystSource, Target
 from equizoo.data.catalyst_lmdb import PyGLmdb
 from equizoo.data.catalyst_s2ef import S2EFFolder
 from equizoo.data.catalyst_trajectories import Trajectories
@@ -77,13 +77,7 @@ def read_catalyst(
             reference = frame.energy_reference
         elif energy_reference is None:
             require_same_reference(reference, frame.energy_reference, f"Reading {path}")
-        frame = frame.in_reference(reference)
-        relaxed = target is Target.RELAXED
-        structures.append(frame.to_direct_target() if relaxed else frame.to_structure())
-        if structures[-1].energy is None:
-            raise ValueError(
-                f"Structure {frame.structure.name} has no energy; test splits are not for training."
-            )
+        structures.append(labelled_frame(frame, reference, target))
     if reference is None:
         raise ValueError(f"{path} holds no frames; expected at least one.")
     labels = {
@@ -94,6 +88,21 @@ def read_catalyst(
     report = ReadReport(count, count, 0, labels, {}, {})
     named = name or Path(path).name
     return Dataset(tuple(structures), reference, level_of_theory, {}, report, named)
+
+
+def labelled_frame(frame: CatalystFrame, reference: EnergyReference, target: Target) -> Structure:
+    """What a model is to learn of a frame, its energy against ``reference``.
+
+    Raises ``ValueError`` for a frame without the target, and without what converting needs.
+    """
+    frame = frame.in_reference(reference)
+    relaxed = target is Target.RELAXED
+    structure = frame.to_direct_target() if relaxed else frame.to_structure()
+    if structure.energy is None:
+        raise ValueError(
+            f"Structure {frame.structure.name} has no energy; test splits are not for training."
+        )
+    return structure
 
 
 def _existing(path: Path) -> Path:

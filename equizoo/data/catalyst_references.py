@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from equizoo.data.catalyst_frames import system_number
 from equizoo.data.pickled_tensors import decode_row
+from equizoo.structure import symbols
 
 _PLAUSIBLE = 1000.0  # [eV] per atom; elements that were not in a fit have up to 1e12
 
@@ -56,9 +56,8 @@ def read_linear_reference(
     if elements is None:
         return fitted
     if missing := [z for z in elements if z not in fitted]:
-        symbols = ", ".join(chemical_symbols[z] for z in missing)
         raise ValueError(
-            f"{path} has no energy for {symbols}, not in its fit. Use the "
+            f"{path} has no energy for {symbols(missing)}, not in its fit. Use the "
             "reference that the model was trained with."
         )
     return {z: fitted[z] for z in elements}

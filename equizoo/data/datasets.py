@@ -12,12 +12,15 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from urllib.request import Request, urlopen
+
+import numpy as np
 
 from equizoo.data.catalyst import is_catalyst, read_catalyst
 from equizoo.data.catalyst_frames import Target
 from equizoo.data.frames import DAMAGE, OPENERS
+from equizoo.data.prepared import is_prepared, open_prepared, selection
 from equizoo.data.readers import (
     Dataset,
     LabelKeys,
@@ -89,7 +92,8 @@ def load_dataset(
     must be of one level of theory and one energy reference. What a registered set knows of itself
     (keys, level of theory, energy reference, isolated atoms) is the default; for a file see
     :func:`equizoo.data.read_structures`. A folder or database of OC20 or OC22 is read whole, its
-    energies converted to ``energy_reference``, and labelled by ``target``. Raises ``ValueError``
+    energies converted to ``energy_reference``, and labelled by ``target``. A folder made by
+    ``equizoo prepare`` is not read but opened: its frames stay on the disk. Raises ``ValueError``
     for an unknown name, content other than that registered, and an energy reference or level of
     theory that contradicts the registered one; ``ConnectionError`` when a download fails.
     """
@@ -98,19 +102,10 @@ def load_dataset(
         options |= dict(energy_reference=energy_reference, level_of_theory=level_of_theory)
         options |= dict(isolated_atoms=isolated_atoms, target=target)
         return join([load_dataset(name, keys, **options) for name in names], str(name_or_path))
-    if (source := DATASETS.get(str(name_or_path))) is None:
-        path = Path(name_or_path).expanduser()
-        if not path.exists():
-            raise UnknownName("data set", str(name_or_path), DATASETS, " It is no file either.")
-        source = DataSource(str(path), "", "", "", "", "", require=("energy",))
-    else:
-        path = find_file(source)
-        if energy_reference is not None:
-            require_same_reference(energy_reference, source.energy_reference, source.name)
-        if level_of_theory not in (None, source.level_of_theory):
-            raise ValueError(
-                f"{source.name} is {source.level_of_theory!r}, not {level_of_theory!r}."
-            )
+    source, path = _located(name_or_path, energy_reference, level_of_theory)
+    if is_prepared(path):
+        given = dict(keys=keys, isolated_atoms=isolated_atoms, target=target)
+        return _prepared(path, given, index, require, energy_reference, level_of_theory)
     if is_catalyst(path):
         if keys is not None or index != ":" or isolated_atoms is not None:
             raise ValueError(
@@ -125,10 +120,6 @@ def load_dataset(
             level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
             name=source.name,
         )
-    if isolated_atoms is None:
-        isolated_atoms = source.isolated_atoms
-        if isinstance(isolated_atoms, str):
-            isolated_atoms = read_isolated_atoms(BUNDLED / isolated_atoms)
     return read_structures(
         path,
         source.keys if keys is None else keys,
@@ -136,10 +127,130 @@ def load_dataset(
         require=source.require if require is None else require,
         energy_reference=energy_reference or source.energy_reference,
         level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
-        isolated_atoms=isolated_atoms,
+        isolated_atoms=_isolated_atoms(source) if isolated_atoms is None else isolated_atoms,
         on_bad=on_bad,
         name=source.name,
     )
+
+
+def _located(
+    name_or_path: str | os.PathLike,
+    energy_reference: EnergyReference | None,
+    level_of_theory: str | None,
+) -> tuple[DataSource, Path]:
+    """What is known of a registered set or of a file, and where it is."""
+    if (source := DATASETS.get(str(name_or_path))) is None:
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            raise UnknownName("data set", str(name_or_path), DATASETS, " It is no file either.")
+        return DataSource(str(path), "", "", "", "", "", require=("energy",)), path
+    path = find_file(source)
+    if energy_reference is not None:
+        require_same_reference(energy_reference, source.energy_reference, source.name)
+    if level_of_theory not in (None, source.level_of_theory):
+        raise ValueError(f"{source.name} is {source.level_of_theory!r}, not {level_of_theory!r}.")
+    return source, path
+
+
+def _isolated_atoms(source: DataSource) -> Mapping[int, float] | None:  # [eV]
+    if isinstance(source.isolated_atoms, str):
+        return read_isolated_atoms(BUNDLED / source.isolated_atoms)
+    return source.isolated_atoms
+
+
+def _prepared(
+    folder: Path,
+    given: Mapping[str, Any],
+    index: str | int | slice,
+    require: tuple[str, ...] | None,
+    energy_reference: EnergyReference | None,
+    level_of_theory: str | None,
+) -> Dataset:
+    """A prepared folder, of which nothing can be chosen anew but frames."""
+    if chosen := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"{folder} was prepared with its labels and references; {', '.join(chosen)} cannot be "
+            "chosen any more. Leave it out here, and give it to `equizoo prepare`."
+        )
+    dataset = open_prepared(folder)
+    if energy_reference is not None:
+        require_same_reference(energy_reference, dataset.energy_reference, str(folder))
+    if level_of_theory not in (None, dataset.level_of_theory):
+        raise ValueError(f"{folder} is {dataset.level_of_theory!r}, not {level_of_theory!r}.")
+    if absent := [label for label in require or () if not dataset.report.labels.get(label)]:
+        raise ValueError(f"{folder}: no frame has {', '.join(absent)}; prepare it with these keys.")
+    if index == ":":
+        return dataset
+    if not isinstance(index, slice):
+        from ase.io.formats import string2index
+
+        index = string2index(index) if isinstance(index, str) else index
+    numbers = np.arange(len(dataset))
+    chosen_frames = np.atleast_1d(numbers[cast(int | slice, index)])
+    return dataclasses.replace(dataset, structures=selection(dataset.structures, chosen_frames))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """One file, folder or database to read frames from, and how."""
+
+    name: str
+    path: Path
+    keys: LabelKeys
+    require: tuple[str, ...]
+    energy_reference: EnergyReference | None  # None: that of its frames
+    converted_to: EnergyReference | None  # of data of OC20 and OC22; None: as it is
+    level_of_theory: str
+    isolated_atoms: Mapping[int, float]  # [eV] known beside its frames
+    target: Target
+
+
+def find_origins(
+    name_or_path: str | os.PathLike,
+    keys: LabelKeys | None = None,
+    *,
+    energy_reference: EnergyReference | None = None,
+    level_of_theory: str | None = None,
+    target: Target | None = None,
+) -> list[Origin]:
+    """Where the frames of a data set are, of each that matches a pattern, without reading them.
+
+    Arguments and errors as of :func:`load_dataset`; a folder of ``*.h5`` is each of these.
+    """
+    options: dict[str, Any] = dict(energy_reference=energy_reference, target=target)
+    options |= dict(level_of_theory=level_of_theory)
+    if names := _matching(str(name_or_path)):
+        return [origin for name in names for origin in find_origins(name, keys, **options)]
+    source, path = _located(name_or_path, energy_reference, level_of_theory)
+    if is_prepared(path):
+        raise ValueError(f"{path} is prepared already; give the files it was made of.")
+    if path.is_dir() and (files := sorted([*path.glob("*.h5"), *path.glob("*.hdf5")], key=_order)):
+        return [origin for file in files for origin in find_origins(file, keys, **options)]
+    named = source.name in DATASETS
+    catalyst = is_catalyst(path)
+    if catalyst and keys is not None:
+        raise ValueError(f"{path} is data of OC20 or OC22, read by its own keys; leave out keys.")
+    # rows of OC20 and OC22 may say; a registered name does
+    stated = source.energy_reference if named else None
+    return [
+        Origin(
+            name=source.name,
+            path=path,
+            keys=source.keys if keys is None else keys,
+            require=source.require,
+            energy_reference=stated if catalyst else energy_reference or source.energy_reference,
+            converted_to=energy_reference if catalyst else None,
+            level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
+            isolated_atoms=_isolated_atoms(source) or {},
+            target=source.target if target is None else target,
+        )
+    ]
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """Files called ``train_<number>.h5`` in the order of the numbers."""
+    digits = "".join(c if c.isdecimal() else " " for c in path.stem).split()
+    return (int(digits[-1]) if digits else 0, path.name)
 
 
 def _matching(pattern: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 Checks are functions in :mod:`equizoo.data.doctor_labels`, ``doctor_units``, ``doctor_elements``,
 ``doctor_frames`` and ``doctor_duplicates``. Each works on all frames, in time that grows like their
-number; pairs of near frames are looked for among at most 800 of the same atoms.
+number; pairs of near frames are looked for among at most 800 of the same atoms. Of prepared data,
+which may be larger than memory, at most 10,000 frames are looked at.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from equizoo.data import (
@@ -15,7 +17,10 @@ from equizoo.data import (
     doctor_units,
 )
 from equizoo.data.doctor_findings import Diagnosis, Finding, Verdict
+from equizoo.data.prepared import is_lazy
 from equizoo.data.readers import Dataset, LabelKeys
+
+_SAMPLE = 10_000  # frames of prepared data
 
 
 def examine(
@@ -30,9 +35,11 @@ def examine(
     ``keys`` are those it was read with. Read it with ``require=()`` and ``on_bad="skip"`` to be
     told of missing labels and of frames that cannot be read, rather than stopped by them.
     """
+    whole, dataset = dataset, _in_memory(dataset)
     facts = [doctor_frames.measure(structure, cutoff) for structure in dataset.structures]
 
     def findings() -> Iterator[Finding]:
+        yield from _sampled(whole, dataset)
         yield from doctor_labels.unreadable(dataset)
         yield from _or_fine("unread labels", doctor_labels.unread(dataset, keys))
         yield from _or_fine("zeroed labels", doctor_labels.zeros(dataset, facts))
@@ -44,13 +51,31 @@ def examine(
         yield from _or_fine("net force and torque", doctor_frames.balance(dataset, facts))
         yield from _or_fine("outliers", doctor_frames.outliers(dataset, facts))
         yield from _or_fine("duplicates", doctor_duplicates.duplicates(dataset, facts))
-        for other in against:
+        for other in map(_in_memory, against):
             others = [doctor_frames.measure(structure, cutoff) for structure in other.structures]
             found = doctor_duplicates.leakage(dataset, facts, other, others)
             yield from _or_fine(f"leakage into {other.name}", found)
 
-    empty = Diagnosis(dataset.name, len(dataset), ())
+    empty = Diagnosis(whole.name, len(whole), ())
     return empty.with_findings(findings())
+
+
+def _in_memory(dataset: Dataset) -> Dataset:
+    """The data set; of frames that lie on a disk, a sample spread evenly over them."""
+    structures = dataset.structures
+    if is_lazy(structures):
+        structures = tuple(structures[:: -(-len(structures) // _SAMPLE)])
+    return dataclasses.replace(dataset, structures=structures)
+
+
+def _sampled(whole: Dataset, sample: Dataset) -> Iterator[Finding]:
+    if len(sample) < len(whole):
+        yield Finding(
+            "sample",
+            Verdict.NOTE,
+            f"{len(sample):,} of {len(whole):,} frames were looked at, spread evenly",
+            len(sample),
+        )
 
 
 def _or_fine(check: str, findings: Iterator[Finding]) -> Iterator[Finding]:

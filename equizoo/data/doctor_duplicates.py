@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
+from equizoo.data.doctor_elements import frames_with
 from equizoo.data.doctor_equivalence import TOLERANCE, Comparison
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.doctor_frames import FrameFacts
 from equizoo.data.readers import Dataset
-from equizoo.structure import Structure
+from equizoo.structure import Structure, symbols
 
 _SAME_ENERGY = 5e-3  # [eV/atom]
 _RADIUS = 3e-3  # between fingerprints; TOLERANCE moves them less, unless all distances grow
@@ -143,11 +143,11 @@ def leakage(
         yield _too_many(check, skipped)
     unseen = [z for z in other.elements if z not in dataset.elements]
     if unseen:
-        frames = [i for i, s in enumerate(other.structures) if set(s.atomic_numbers) & set(unseen)]
+        frames = frames_with(other.structures, unseen)
         yield Finding(
             f"elements of {other.name}",
             Verdict.ERROR,
-            f"it has {', '.join(chemical_symbols[z] for z in unseen)}, which {dataset.name} lacks",
+            f"it has {symbols(unseen)}, which {dataset.name} lacks",
             len(frames),
             named(other.structures, frames),
             "A model trained on this data cannot be evaluated there.",

@@ -1,26 +1,26 @@
 """What the data say about reference energies: elements told apart, seldom ones, energy scale."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from ase.data import chemical_symbols
-from ase.units import Hartree
+from ase.units import Hartree, kcal, kJ, mol
 from jaxtyping import Float, Int
 
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.readers import Dataset
 from equizoo.data.reference_energies import Composition, undetermined_elements
-from equizoo.structure import EnergyReference
+from equizoo.structure import EnergyReference, Structure, symbols
 
 REFERENCE_ENERGIES = "reference energies"  # the name of the check
 _SELDOM = 5  # frames
-_NOBLE = {2, 10, 18, 36, 54, 86}
-_SCALES = {  # what an energy of 1 eV is in other units
+NOBLE_GASES = frozenset({2, 10, 18, 36, 54, 86})
+ENERGY_UNITS: Mapping[str, float] = {  # what an energy of 1 eV is in other units
     "hartree": 1 / Hartree,
     "rydberg": 2 / Hartree,
-    "kcal/mol": 23.0605,
-    "kJ/mol": 96.4853,
-    "meV": 1000.0,
+    "kcal/mol": mol / kcal,
+    "kJ/mol": mol / kJ,
+    "meV": 1e3,
 }
 
 
@@ -37,7 +37,7 @@ def reference_energies(dataset: Dataset) -> Iterator[Finding]:
             yield Finding(
                 REFERENCE_ENERGIES,
                 Verdict.NOTE if isolated else Verdict.WARNING,
-                f"compositions do not tell apart the reference energies of {_symbols(free)}, so a "
+                f"compositions do not tell apart the reference energies of {symbols(free)}, so a "
                 "least-squares fit is refused" + ("; isolated atoms are given" if isolated else ""),
                 len(free),
                 fix=""
@@ -50,7 +50,7 @@ def reference_energies(dataset: Dataset) -> Iterator[Finding]:
             yield Finding(
                 REFERENCE_ENERGIES,
                 Verdict.WARNING,
-                f"isolated atoms are given, but none of {_symbols(lacking)}",
+                f"isolated atoms are given, but none of {symbols(lacking)}",
                 len(lacking),
                 fix="Add them, or take reference energies from elsewhere.",
             )
@@ -82,7 +82,7 @@ def energy_scale(dataset: Dataset) -> Iterator[Finding]:
     energies = np.array([energy for _, energy in labelled])
     ratio = float(np.median(energies / atoms))
     frames = named(structures, (i for i, _ in labelled))
-    for unit, factor in _SCALES.items():
+    for unit, factor in ENERGY_UNITS.items():
         if abs(ratio / factor - 1) < 0.03:
             yield Finding(
                 "energy scale",
@@ -93,7 +93,7 @@ def energy_scale(dataset: Dataset) -> Iterator[Finding]:
                 f"Divide energies by {factor:.8g}, and see whether forces are per {unit} as well.",
             )
     per_atom = np.median(np.abs(energies) / [len(z) for z in numbers])
-    noble = any(_NOBLE & set(z.tolist()) for z in numbers)
+    noble = frames_with([structures[i] for i, _ in labelled], NOBLE_GASES)
     if per_atom < 0.3 and not noble:  # metals' cohesion, the least of total energies, is above
         yield Finding(
             "energy scale",
@@ -122,5 +122,6 @@ def all_electron_energies(
     return Hartree * np.where(z == 1, -0.5, energies)
 
 
-def _symbols(elements) -> str:
-    return ", ".join(chemical_symbols[z] for z in elements)
+def frames_with(structures: Sequence[Structure], elements: Collection[int]) -> list[int]:
+    """Indices of the frames that have one of these elements."""
+    return [i for i, s in enumerate(structures) if set(s.atomic_numbers.tolist()) & {*elements}]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from equizoo.data.doctor_elements import NOBLE_GASES
 from equizoo.data.doctor_equivalence import REACH, fingerprint
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.readers import Dataset
@@ -21,7 +22,6 @@ _TOO_FAR = 1.6  # the nearest neighbour of most atoms; in bohr taken for Å it i
 _NET = 0.01  # of the root of the sum of squares: relative noise of the force components
 _MISPLACED = 0.1  # net torque likewise: forces of another orientation
 _NOISE = 1e-3  # [eV/Å]
-_NOBLE = (2, 10, 18, 36, 54, 86)
 
 
 class FrameFacts(NamedTuple):
@@ -157,8 +157,9 @@ def distances(dataset: Dataset, facts: Sequence[FrameFacts], cutoff: float) -> I
             named(structures, close[np.argsort(closest[close])]),
             "Leave these frames out, unless repulsion at such distances is to be learnt.",
         )
-    usual = np.array([s.num_nodes > 2 and not set(_NOBLE) & set(s.atomic_numbers.tolist())
-                      for s in structures])  # fmt: skip
+    usual = np.array(
+        [s.num_nodes > 2 and NOBLE_GASES.isdisjoint(s.atomic_numbers.tolist()) for s in structures]
+    )
     far = np.flatnonzero(usual & (nearest > _TOO_FAR))
     if len(far) >= 3 and len(far) > 0.8 * usual.sum():
         yield Finding(
@@ -170,26 +171,23 @@ def distances(dataset: Dataset, facts: Sequence[FrameFacts], cutoff: float) -> I
             named(structures, far),
             "Positions seem to be in bohr: multiply positions and cell by 0.529177.",
         )
-    lone = np.flatnonzero([f.lone_atoms > 0 for f in facts])
-    if len(lone):
-        yield Finding(
-            check,
+    within = f"within {cutoff:g} Å"
+    for frames, verdict, message, fix in (
+        (
+            np.flatnonzero([f.lone_atoms > 0 for f in facts]),
             Verdict.WARNING,
-            f"frames with atoms that have no neighbour within {cutoff:g} Å",
-            len(lone),
-            named(structures, lone),
+            f"frames with atoms that have no neighbour {within}",
             "A model with this cutoff gives such atoms no force; leave them out if that is wrong.",
-        )
-    parted = np.flatnonzero([f.fragments > 1 for f in facts])
-    if len(parted):
-        yield Finding(
-            check,
+        ),
+        (
+            np.flatnonzero([f.fragments > 1 for f in facts]),
             Verdict.NOTE,
-            f"frames in fragments that do not see each other within {cutoff:g} Å",
-            len(parted),
-            named(structures, parted),
+            f"frames in fragments that do not see each other {within}",
             "Their interaction is not learnt; is a molecule cut at a cell's border?",
-        )
+        ),
+    ):
+        if len(frames):
+            yield Finding(check, verdict, message, len(frames), named(structures, frames), fix)
 
 
 def balance(dataset: Dataset, facts: Sequence[FrameFacts]) -> Iterator[Finding]:
@@ -242,7 +240,7 @@ def outliers(dataset: Dataset, facts: Sequence[FrameFacts]) -> Iterator[Finding]
     structures = dataset.structures
     labelled = np.flatnonzero([s.energy is not None for s in structures])
     if len(labelled) >= 10:
-        chosen = [structures[i] for i in labelled]
+        chosen = [structures[i] for i in labelled.tolist()]
         residuals = energy_residuals(chosen)
         off = np.abs(residuals - np.median(residuals))
         spread = 1.4826 * np.median(off)

@@ -6,6 +6,7 @@ import numpy as np
 from ase.units import Bohr, GPa, Hartree, kcal, kJ, mol
 from jaxtyping import Float
 
+from equizoo.data.doctor_elements import ENERGY_UNITS
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.doctor_pairs import ORDERS, Pairs, Slope, fit_slope, near_pairs
 from equizoo.data.readers import Dataset
@@ -17,11 +18,7 @@ _COMPONENTS = ("yz", "xz", "xy")
 
 # The slope of energy differences over -F dx if one label is in another unit.
 FORCE_SLOPES: Mapping[str, float] = {
-    "energies in hartree": 1 / Hartree,
-    "energies in rydberg": 2 / Hartree,
-    "energies in kcal/mol": mol / kcal,
-    "energies in kJ/mol": mol / kJ,
-    "energies in meV": 1e3,
+    **{f"energies in {unit}": factor for unit, factor in ENERGY_UNITS.items()},
     "forces in hartree/bohr": Hartree / Bohr,
     "forces in hartree/Å": Hartree,
     "forces in rydberg/bohr": Hartree / 2 / Bohr,

@@ -2,6 +2,7 @@
 
 import bz2
 import fnmatch
+import functools
 import gzip
 import io
 import itertools
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple, cast
 
 from ase import Atoms
 
+from equizoo.data.hdf5 import HDF5, iter_hdf5
+
 OPENERS: Mapping[str, Callable[..., Any]] = {
     "": open,
     ".xz": lzma.open,
@@ -27,6 +30,8 @@ FORMATS = {
     "*.xyz": "extxyz",
     "*.traj": "traj",
     "*.db": "db",
+    "*.h5": HDF5,
+    "*.hdf5": HDF5,
     "*.json": "json",
     "*.cif": "cif",
     "*.xsf": "xsf",
@@ -74,8 +79,7 @@ def read_frames(path: Path, index: str | int | slice) -> list[Frame]:
         texts = _select(list(xyz_texts(path, compression)), index)
         frames = [parse_xyz(text, f"{path}[{i}]", f"{path.name}[{i}]") for i, text in texts]
     else:
-        atoms = _select(_read_with_ase(path, ase_format), index)
-        frames = [Frame(f"{path.name}[{i}]", image) for i, image in atoms]
+        frames = [make() for _, make in _select(list(iter_frames(path)), index)]
     if not frames:
         raise ValueError(f"{path} holds no frames (index {index!r}); expected at least one.")
     return frames
@@ -94,34 +98,53 @@ def _select(items: list, index: str | int | slice) -> list[tuple[int, Any]]:
     return [pairs[chosen]]
 
 
-def _read_with_ase(path: Path, ase_format: str) -> list[Atoms]:
-    images: list[Atoms] = []
+def iter_frames(path: Path) -> Iterator[Callable[[], Frame]]:
+    """What makes each frame of a file, in order; those not called for are hardly read.
+
+    Raises ``ValueError`` where the file is damaged, after the frames before that place.
+    """
+    compression, ase_format = file_format(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; expected structures to read. Check the path.")
+    if ase_format == "extxyz":
+        for i, text in enumerate(xyz_texts(path, compression)):
+            yield functools.partial(parse_xyz, text, f"{path}[{i}]", f"{path.name}[{i}]")
+    elif ase_format == HDF5:
+        for i, read in enumerate(iter_hdf5(path)):
+            yield functools.partial(_named, f"{path.name}[{i}]", read)
+    else:
+        for i, atoms in enumerate(_iter_with_ase(path, ase_format)):
+            yield functools.partial(Frame, f"{path.name}[{i}]", atoms)
+
+
+def _named(name: str, read: Callable[[], Atoms]) -> Frame:
+    return Frame(name, read())
+
+
+def _iter_with_ase(path: Path, ase_format: str) -> Iterator[Atoms]:
+    count = 0
     try:
         if ase_format in ("db", "json"):
             import ase.db
 
             with ase.db.connect(path, type=ase_format, serial=True) as rows:
                 for row in rows.select():
-                    images.append(row.toatoms())
-                    images[-1].info |= {**row.key_value_pairs, **row.data}
+                    atoms = row.toatoms()
+                    atoms.info |= {**row.key_value_pairs, **row.data}
+                    yield atoms
+                    count += 1
         else:
             from ase.io import iread
 
-            images.extend(
-                iread(
-                    str(path),
-                    ":",
-                    format=ase_format,
-                    parallel=False,
-                    do_not_split_by_at_sign=True,
-                )
-            )
+            options: dict[str, Any] = dict(parallel=False, do_not_split_by_at_sign=True)
+            for atoms in iread(str(path), ":", format=ase_format, **options):
+                yield atoms
+                count += 1
     except Exception as error:  # ASE's parsers raise nearly anything on a damaged file
         raise ValueError(
             f"{path}: damaged, truncated or not {ase_format}; reading stopped after "
-            f"{len(images)} frames ({type(error).__name__}: {error})."
+            f"{count} frames ({type(error).__name__}: {error})."
         ) from error
-    return images
 
 
 def xyz_texts(path: Path, compression: str) -> Iterator[str]:

@@ -19,10 +19,10 @@ from jaxtyping import Float
 
 from equizoo.data.extxyz import to_extxyz
 from equizoo.data.frames import OPENERS, Frame, file_format, read_frames
+from equizoo.data.statistics import LABELS, Statistics
 from equizoo.structure import EnergyReference, Structure, require_same_reference
 from equizoo.whole_files import written_whole
 
-LABELS = ("energy", "forces", "stress")
 _LOOKS_LIKE = {
     "energy": re.compile(r"energy|^e$|^e_|_e$|e_?tot|toten|^u0?$", re.IGNORECASE),
     "forces": re.compile(r"force|grad|^f$|^f_|_f$", re.IGNORECASE),
@@ -83,14 +83,19 @@ class ReadReport:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Structures of one level of theory and one energy reference, and how they were read."""
+    """Structures of one level of theory and one energy reference, and how they were read.
 
-    structures: tuple[Structure, ...]
+    ``structures`` may lie on a disk and be read when asked for. They then have ``statistics``, of
+    themselves or of the larger set that they were chosen from.
+    """
+
+    structures: Sequence[Structure]
     energy_reference: EnergyReference
     level_of_theory: str
     isolated_atoms: Mapping[int, float]  # [eV] by atomic number
     report: ReadReport
     name: str = ""
+    statistics: Statistics | None = None
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -98,6 +103,8 @@ class Dataset:
     @property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that occur in the structures, sorted."""
+        if self.statistics is not None:
+            return self.statistics.elements
         return tuple(sorted({int(z) for s in self.structures for z in s.atomic_numbers}))
 
 
@@ -122,12 +129,20 @@ def join(datasets: Sequence[Dataset], name: str) -> Dataset:
                     f"{other.name} has the isolated atom {number} at {energy} eV, others of {name} "
                     f"at {atoms[number]} eV."
                 )
+    report = joined_report(reports)
+    structures = tuple(structure for other in datasets for structure in other.structures)
+    return Dataset(structures, first.energy_reference, first.level_of_theory, atoms, report, name)
+
+
+def joined_report(reports: Sequence[ReadReport]) -> ReadReport:
+    """One report of all frames; of those left out for a reason, the first three are named."""
     left_out: dict[str, LeftOut] = {}
     for report in reports:
         for reason, left in report.left_out.items():
             before = left_out.get(reason, LeftOut(0, ()))
-            left_out[reason] = LeftOut(before.count + left.count, before.examples + left.examples)
-    report = ReadReport(
+            examples = (before.examples + left.examples)[:3]
+            left_out[reason] = LeftOut(before.count + left.count, examples)
+    return ReadReport(
         frames=sum(report.frames for report in reports),
         kept=sum(report.kept for report in reports),
         isolated_atoms=sum(report.isolated_atoms for report in reports),
@@ -135,8 +150,6 @@ def join(datasets: Sequence[Dataset], name: str) -> Dataset:
         left_out=left_out,
         unread=_counted([report.unread for report in reports]),
     )
-    structures = tuple(structure for other in datasets for structure in other.structures)
-    return Dataset(structures, first.energy_reference, first.level_of_theory, atoms, report, name)
 
 
 def _counted(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -171,44 +184,21 @@ def read_structures(
     path = Path(path).expanduser()
     if unknown := [label for label in require if label not in LABELS]:
         raise ValueError(f"require={unknown} are not labels; expected some of {LABELS}.")
-    energies = _IsolatedAtoms()
+    energies = IsolatedEnergies()
     if isinstance(isolated_atoms, Mapping):
         for z, energy in isolated_atoms.items():
             energies.add(z, energy, "isolated_atoms")
     elif isolated_atoms is not None:
         energies.update(read_isolated_atoms(isolated_atoms, keys))
-    kept: list[Structure] = []
-    marked = 0
-    left_out: dict[str, list[str]] = {}
-    found: Counter[str] = Counter()
+    labelling = Labelling(keys, on_bad, energies)
     frames = read_frames(path, index)
-    for frame in frames:
-        found.update(_label_like_keys(frame))
-        try:
-            structure = labelled_structure(frame, keys)
-            if _is_isolated(structure):
-                energies.add_structure(structure)
-                marked += 1
-            else:
-                kept.append(structure)
-        except ValueError as error:
-            if on_bad == "raise":
-                raise
-            reason = str(error).replace(f"Structure {frame.name}", "").lstrip(": ")
-            left_out.setdefault(reason, []).append(frame.name)
-    if left_out and not kept and not marked:
-        raise ValueError(f"{path}: every frame was left out: {'; '.join(left_out)}")
-    labels = {label: sum(getattr(s, label) is not None for s in kept) for label in LABELS}
+    structures = map(labelling.structure, frames)
+    kept = [structure for structure in structures if structure is not None]
+    report = labelling.report()
+    if report.left_out and not kept and not report.isolated_atoms:
+        raise ValueError(f"{path}: every frame was left out: {'; '.join(report.left_out)}")
     if kept:
-        _check_labels(path, labels, keys, require, found, frames[0])
-    report = ReadReport(
-        frames=len(frames),
-        kept=len(kept),
-        isolated_atoms=marked,
-        labels=MappingProxyType(labels),
-        left_out=MappingProxyType({r: LeftOut(len(n), tuple(n[:3])) for r, n in left_out.items()}),
-        unread=MappingProxyType({k: n for k, n in found.items() if k not in keys.names}),
-    )
+        check_labels(path, report, keys, require, frames[0])
     return Dataset(
         structures=tuple(kept),
         energy_reference=energy_reference,
@@ -219,6 +209,60 @@ def read_structures(
     )
 
 
+class Labelling:
+    """Frames to structures with labels, one at a time; what becomes of each is counted.
+
+    Single atoms that are marked as such go to ``isolated_atoms``, their energies [eV] by atomic
+    number. Faults raise ``ValueError``, or with ``on_bad="skip"`` leave a frame out.
+    """
+
+    def __init__(
+        self,
+        keys: LabelKeys,
+        on_bad: Literal["raise", "skip"] = "raise",
+        isolated_atoms: "IsolatedEnergies | None" = None,
+    ):
+        self._keys, self._on_bad = keys, on_bad
+        self.isolated_atoms = IsolatedEnergies() if isolated_atoms is None else isolated_atoms
+        self._frames = self._kept = self._marked = 0
+        self._labels: Counter[str] = Counter(dict.fromkeys(LABELS, 0))
+        self._left_out: dict[str, list[str]] = {}
+        self._found: Counter[str] = Counter()
+
+    def structure(self, frame: Frame) -> Structure | None:
+        """The frame with its labels; ``None`` for an isolated atom and one that is left out."""
+        self._frames += 1
+        self._found.update(_label_like_keys(frame))
+        try:
+            structure = labelled_structure(frame, self._keys)
+            if _is_isolated(structure):
+                self.isolated_atoms.add_structure(structure)
+                self._marked += 1
+                return None
+        except ValueError as error:
+            if self._on_bad == "raise":
+                raise
+            reason = str(error).replace(f"Structure {frame.name}", "").lstrip(": ")
+            self._left_out.setdefault(reason, []).append(frame.name)
+            return None
+        self._kept += 1
+        self._labels.update({k: int(getattr(structure, k) is not None) for k in LABELS})
+        return structure
+
+    def report(self) -> ReadReport:
+        """What became of the frames so far."""
+        left_out = {r: LeftOut(len(n), tuple(n[:3])) for r, n in self._left_out.items()}
+        unread = {k: n for k, n in self._found.items() if k not in self._keys.names}
+        return ReadReport(
+            frames=self._frames,
+            kept=self._kept,
+            isolated_atoms=self._marked,
+            labels=MappingProxyType(dict(self._labels)),
+            left_out=MappingProxyType(left_out),
+            unread=MappingProxyType(unread),
+        )
+
+
 def read_isolated_atoms(
     path: str | os.PathLike, keys: LabelKeys = LabelKeys()
 ) -> dict[int, float]:  # [eV]
@@ -227,7 +271,7 @@ def read_isolated_atoms(
     Raises ``ValueError`` for a frame with more than one atom or without energy, and when two
     frames of one element disagree.
     """
-    energies = _IsolatedAtoms()
+    energies = IsolatedEnergies()
     for frame in read_frames(Path(path).expanduser(), ":"):
         energies.add_structure(labelled_structure(frame, keys))
     return dict(energies)
@@ -278,8 +322,8 @@ def stress_matrix(
     return 0.5 * (matrix + matrix.T)
 
 
-class _IsolatedAtoms(dict[int, float]):
-    """Energies by atomic number; two different ones for the same element raise."""
+class IsolatedEnergies(dict[int, float]):
+    """Energies [eV] by atomic number; two different ones for the same element raise."""
 
     def add(self, z: int, energy: float, where: str) -> None:
         if abs(self.setdefault(z, energy) - energy) > 1e-6:
@@ -395,22 +439,21 @@ def _label_like_keys(frame: Frame) -> list[str]:
     return [key for key, value in values.items() if label_like(key, value, nodes)]
 
 
-def _check_labels(
+def check_labels(
     path: Path,
-    labels: Mapping[str, int],
+    report: ReadReport,
     keys: LabelKeys,
     require: tuple[str, ...],
-    found: Mapping[str, int],
     first: Frame,
 ) -> None:
     """Raises for a required label that no frame has; warns when an optional one has other names."""
-    for label in (label for label, count in labels.items() if count == 0):
-        similar = [k for k in found if _LOOKS_LIKE[label].search(k) and k not in keys.names]
+    for label in (label for label, count in report.labels.items() if count == 0):
+        similar = [k for k in report.unread if _LOOKS_LIKE[label].search(k)]
         field = "virial" if similar and "virial" in similar[0].lower() else label
         hint = f" Pass keys=LabelKeys({field}={similar[0]!r})." if similar else ""
         absent = f"{path}: no frame has {label} under the key {getattr(keys, label)!r}"
         if label in require:
-            there = similar or sorted({*_extras(first, keys), *found})
+            there = similar or sorted({*_extras(first, keys), *report.unread})
             raise ValueError(
                 f"{absent}. Keys there: {', '.join(there) or 'none'}.{hint} For structures "
                 f"without {label}, leave it out of require."

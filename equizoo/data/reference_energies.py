@@ -15,14 +15,18 @@ from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float, Int
 
 from equizoo.data.readers import Dataset
+from equizoo.data.statistics import Triangle
 from equizoo.registry import UnknownName
-from equizoo.structure import EnergyReference, Structure, require_same_reference
+from equizoo.structure import EnergyReference, Structure, require_same_reference, symbols
 
 _FULL_RANK = (
     "Give isolated-atom energies (IsolatedAtoms, Given), take the base model's (FromModel, "
     "RefitFromModel), or accept the shortest solution, LeastSquares(minimum_norm=True), whose "
     "values mean nothing for other compositions."
 )
+_NO_ENERGY = "no structure has an energy to fit reference energies to; check the keys."
+_ROUNDING = 1e-10  # singular values of reduced rows; those of counts are whole numbers' or zero
+_REFIT_SAMPLE = 10_000  # structures of prepared data
 
 
 class Composition(NamedTuple):
@@ -71,10 +75,28 @@ def fit_reference_energies(
     ``minimum_norm`` asks for the shortest of the solutions.
     """
     labelled, energies = _labelled(structures)
-    elements, counts = Composition.of(labelled)
-    if not minimum_norm and np.linalg.matrix_rank(counts) < len(elements):
+    return _fitted(Composition.of(labelled), energies, minimum_norm)
+
+
+def fit_reduced(compositions: Triangle, minimum_norm: bool = False) -> dict[int, float]:  # [eV]
+    """The same from the statistics of prepared data, without going over their frames."""
+    if not len(compositions.rows):
+        raise ValueError(_NO_ENERGY)
+    composition = Composition(compositions.elements, compositions.counts)
+    return _fitted(composition, compositions.energies, minimum_norm, _ROUNDING)
+
+
+def _fitted(
+    composition: Composition,
+    energies: Float[np.ndarray, " structures"],
+    minimum_norm: bool,
+    tolerance: float | None = None,  # of singular values, relative to the largest
+) -> dict[int, float]:  # [eV]
+    elements, counts = composition
+    rank = np.linalg.matrix_rank(counts, rtol=tolerance)
+    if not minimum_norm and rank < len(elements):
         raise ValueError(_rank_message(elements, counts))
-    solution = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    solution = np.linalg.lstsq(counts, energies, rcond=tolerance)[0]
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
@@ -116,8 +138,8 @@ def require_elements(
     """Raises ``ValueError`` listing the ``elements`` without a reference energy, if any."""
     if missing := sorted(set(elements) - set(e0)):
         raise ValueError(
-            f"No reference energy for {_symbols(missing)} in {what}; there are some for "
-            f"{_symbols(sorted(e0)) or 'no element'}.{hint}"
+            f"No reference energy for {symbols(missing)} in {what}; there are some for "
+            f"{symbols(sorted(e0)) or 'no element'}.{hint}"
         )
 
 
@@ -179,7 +201,10 @@ class LeastSquares(ReferenceEnergies):
     minimum_norm: bool = False
 
     def resolve(self, dataset, base=None):
-        e0 = fit_reference_energies(dataset.structures, self.minimum_norm)
+        if dataset.statistics is None:
+            e0 = fit_reference_energies(dataset.structures, self.minimum_norm)
+        else:
+            e0 = fit_reduced(dataset.statistics.compositions, self.minimum_norm)
         require_elements(e0, dataset.elements, "structures without energy")
         return e0
 
@@ -228,11 +253,17 @@ class FromModel(ReferenceEnergies):
 
 @dataclasses.dataclass(frozen=True)
 class RefitFromModel(ReferenceEnergies):
-    """The base model's, moved to the data's level of theory; see :func:`refit`."""
+    """The base model's, moved to the data's level of theory; see :func:`refit`.
+
+    Of data that lie on a disk, some 10,000 structures evenly spread over them are used.
+    """
 
     def resolve(self, dataset, base=None):
         e0 = FromModel().resolve(dataset, base)
-        labelled, energies = _labelled(dataset.structures)
+        structures = dataset.structures
+        if dataset.statistics is not None:
+            structures = structures[:: -(-len(structures) // _REFIT_SAMPLE)]
+        labelled, energies = _labelled(structures)
         predicted = np.array([result.energy for result in base.predict(labelled)])
         return refit(e0, Composition.of(labelled), energies - predicted)
 
@@ -243,12 +274,8 @@ def _labelled(
     """The structures that have an energy, and those energies [eV]."""
     labelled = [s for s in structures if s.energy is not None]
     if not labelled:
-        raise ValueError("no structure has an energy to fit reference energies to; check the keys.")
+        raise ValueError(_NO_ENERGY)
     return labelled, np.array([s.energy for s in labelled])
-
-
-def _symbols(elements: Sequence[int]) -> str:
-    return ", ".join(chemical_symbols[z] for z in elements)
 
 
 def undetermined_elements(structures: Sequence[Structure]) -> tuple[int, ...]:
@@ -276,13 +303,17 @@ def _rank_message(
     elements: tuple[int, ...], counts: Float[np.ndarray, "structures elements"]
 ) -> str:
     distinct, rank, free = _undetermined(elements, counts)
-    formulas = [
-        "".join(f"{chemical_symbols[z]}{int(n)}" for z, n in zip(elements, row, strict=True) if n)
-        for row in distinct[:5]
-    ]
-    more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+    named = ""
+    if np.array_equal(distinct, np.abs(np.round(distinct))):  # else they have been reduced
+        formulas = [
+            "".join(
+                f"{chemical_symbols[z]}{int(n)}" for z, n in zip(elements, row, strict=True) if n
+            )
+            for row in distinct[:5]
+        ]
+        more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+        named = f" {', '.join(formulas)}{more}"
     return (
-        f"least squares cannot tell apart the reference energies of {_symbols(free)}: "
-        f"{len(elements)} elements, but the compositions {', '.join(formulas)}{more} have rank "
-        f"{rank}. {_FULL_RANK}"
+        f"least squares cannot tell apart the reference energies of {symbols(free)}: "
+        f"{len(elements)} elements, but the compositions{named} have rank {rank}. {_FULL_RANK}"
     )

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from equizoo.data.doctor_elements import frames_with
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.readers import Dataset
 from equizoo.data.reference_energies import interaction_energy
 from equizoo.eval.potential import Potential, load
 from equizoo.registry import MODELS
-from equizoo.structure import EnergyReference
+from equizoo.structure import EnergyReference, symbols
 
 _BINDING = (-12.0, 4.0)  # [eV/atom] of total energies less those of isolated atoms
 
@@ -59,14 +60,11 @@ def compare_with_model(dataset: Dataset, model: ModelFacts) -> Iterator[Finding]
     unknown = [z for z in dataset.elements if z not in model.elements]
     check = "elements of the model"
     if unknown:
-        symbols = ", ".join(chemical_symbols[z] for z in unknown)
-        frames = [
-            i for i, s in enumerate(structures) if set(s.atomic_numbers.tolist()) & {*unknown}
-        ]
+        frames = frames_with(structures, unknown)
         yield Finding(
             check,
             Verdict.ERROR,
-            f"{model.name} has never seen {symbols}",
+            f"{model.name} has never seen {symbols(unknown)}",
             len(frames),
             named(structures, frames),
             "Leave these frames out, or choose a model with these elements (equizoo models "

@@ -26,7 +26,7 @@ from equizoo.graph import Budget, Frame, Graph, batch_frames, unbatch_nodes
 from equizoo.host_memory import keep_freed_memory
 from equizoo.hub_client import HubAccess, Upload
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
-from equizoo.structure import EnergyReference, Structure
+from equizoo.structure import EnergyReference, Structure, symbols
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
 
 DTYPES = ("float32", "float64")
@@ -145,6 +145,18 @@ class Potential:
         other._choose_head(self.head)
         return other
 
+    def with_parameters(self, params: nnx.State, name: str) -> "Potential":
+        """The same model with other weights, trained further, and no card yet."""
+        model = nnx.merge(nnx.graphdef(self.model), params)
+        other = self._with_model(model, self._energies)
+        other.name, other.card, other.source = name, None, {}
+        return other
+
+    @property
+    def isolated_energies(self) -> Float[np.ndarray, "heads species"]:  # [eV]
+        """Reference energies, for each head in the order of the model's elements."""
+        return self._isolated
+
     # ---- parts of a model
 
     def with_head(self, head: str) -> "Potential":
@@ -201,7 +213,7 @@ class Potential:
         self._isolated = np.array(rows, np.float64)  # [eV] by head and species
 
     def _choose_head(self, head: str) -> None:
-        _require_head(head, self.config)
+        self.config.head_index(head)  # or it raises
         self.head = head
         self.reference_energies = dict(self._energies[head])
         self.level_of_theory = self._levels[head]
@@ -327,7 +339,6 @@ class Potential:
         head = self.head
         if structure.head is not None and len(self.config.heads) > 1:
             head = structure.head
-            _require_head(head, self.config)
         return self.config.frame(structure, head, skin)
 
     def budget(self, frames: Sequence[Frame], dtype: str, batch_nodes: int) -> Budget:
@@ -647,11 +658,6 @@ def _by_head(value: Any, config: ArchitectureConfig) -> dict[str, Any]:
     return {head: found[head] for head in config.heads}
 
 
-def _require_head(head: str, config: ArchitectureConfig) -> None:
-    if head not in config.heads:
-        raise ValueError(f"head is {head!r}, expected one of {', '.join(config.heads)}.")
-
-
 def _by_symbol(energies: Mapping[int, float]) -> dict[str, float]:
     return {chemical_symbols[z]: energy for z, energy in energies.items()}
 
@@ -660,13 +666,10 @@ def _checked_energies(energies: Mapping[int, float], config: ArchitectureConfig)
     """In the order of the model's elements."""
     difference = set(energies) ^ set(config.atomic_numbers)
     if difference or not all(np.isfinite(energy) for energy in energies.values()):
-        given, elements = (
-            ", ".join(chemical_symbols[z] for z in numbers)
-            for numbers in (energies, config.atomic_numbers)
-        )
         raise ValueError(
-            f"reference_energies are given for {given or 'nothing'}; expected one finite energy "
-            f"for each of the model's elements {elements}. Give 0.0 where there is no reference."
+            f"reference_energies are given for {symbols(energies) or 'nothing'}; expected one "
+            f"finite energy for each of the model's elements {symbols(config.atomic_numbers)}. "
+            "Give 0.0 where there is no reference."
         )
     return {z: float(energies[z]) for z in config.atomic_numbers}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from equizoo.train.step import TrainState
@@ -79,7 +80,8 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        counter = jax.numpy.asarray(restored.meta["step"], like.step.dtype)
+        counter = np.asarray(restored.meta["step"], like.step.dtype)
+        counter = jax.make_array_from_process_local_data(like.step.sharding, counter)
         state = TrainState(restored.params, restored.ema, restored.optimizer, counter)
         return state, restored.data, restored.meta
 

@@ -12,20 +12,24 @@ from flax import nnx
 
 from equizoo.config import to_dict
 from equizoo.data.datasets import load_dataset
+from equizoo.data.pipeline import THREADS, Reading
 from equizoo.data.readers import Dataset
 from equizoo.eval.doctor import ModelFacts, compare_with_model
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.hosts import is_first, on_first
 from equizoo.train.recipe import (
     DataConfig,
+    Prepared,
     RunResult,
     examine_run,
     open_run_folder,
     prepare_data,
     run_fit,
 )
+from equizoo.train.replay import BASE, Replay, nameless, two_headed
 from equizoo.train.report_page import write_report_page
 from equizoo.zoo._base import Architecture
 
@@ -60,9 +64,14 @@ def finetune(
     training: TrainConfig | None = None,
     old: tuple[str, ...] = (),  # data sets on which forgetting is measured
     name: str = "",
+    replay: Replay | None = None,
     resume: bool = False,
+    reading: Reading = THREADS,
 ) -> Finetuned | None:
     """Continues training ``base`` on new data; ``None`` when stopped by SIGTERM.
+
+    With ``replay`` the model gets a second head, which goes on with base data meanwhile; the first
+    answers, unless the other is asked for (``potential.with_head("base")``). Both are saved.
 
     Reference energies are resolved first (by default the base model's, refitted to the new data's
     level of theory), so weights need not learn a constant. Errors of the base model on the new data
@@ -80,39 +89,60 @@ def finetune(
         "data": to_dict(data),
         "training": to_dict(training),
         "old": list(old),
+        "replay": None if replay is None else to_dict(replay),
     }
     prepared = prepare_data(data)
     remembered = {old_name: load_dataset(old_name) for old_name in old}
+    if replay is not None:
+        remembered = {old_name: nameless(dataset) for old_name, dataset in remembered.items()}
+        prepared = Prepared(
+            nameless(prepared.train),
+            nameless(prepared.valid),
+            {test: nameless(dataset) for test, dataset in prepared.test.items()},
+        )
     base = base.only_head()
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
         dict(base.reference_energies) | e0, prepared.train.level_of_theory
     )
-    if not resume:
-        facts_of_model = ModelFacts.of(base)
-        unsuited = compare_with_model(prepared.train, facts_of_model)
-        examine_run(prepared, data, facts_of_model.cutoff, unsuited)
-    open_run_folder(folder, facts, resume)
+
+    def begin() -> None:
+        if not resume:
+            facts_of_model = ModelFacts.of(base)
+            unsuited = compare_with_model(prepared.train, facts_of_model)
+            examine_run(prepared, data, facts_of_model.cutoff, unsuited)
+        open_run_folder(folder, facts, resume)
+
+    on_first(begin)
     before = _errors(rebased, prepared.reported) | _errors(base, remembered)
+    start = rebased
+    if replay is not None:
+        start = two_headed(base, rebased)
+        prepared = dataclasses.replace(prepared, replayed=replay.frames(base))
     run = run_fit(
-        _in_float32(base.model), prepared, rebased.reference_energies, training, folder, name
+        start.with_parameters(_in_float32(start.model), name), prepared, training, folder, reading
     )
     if run is None:
         return None
     # old data are at the base model's level of theory
-    restored = run.potential.with_reference_energies(base.reference_energies, base.level_of_theory)
+    if replay is None:
+        restored = run.potential.with_reference_energies(
+            base.reference_energies, base.level_of_theory
+        )
+    else:
+        restored = run.potential.with_head(BASE)
     after = dict(run.metrics) | _errors(restored, remembered)
-    datasets = {"train": prepared.train, **prepared.reported, **remembered}
-    write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
+    datasets = {**prepared.parts, **remembered}
+    if is_first():
+        write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
     return Finetuned(run, before, after)
 
 
-def _in_float32(model: Architecture) -> Architecture:
-    """The model with weights of the precision that training runs in; converted ones have more."""
-    graphdef, state = nnx.split(model)
-    single = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), state)
-    return nnx.merge(graphdef, single)
+def _in_float32(model: Architecture) -> nnx.State:
+    """Parameters in the precision that training runs in; converted models have more."""
+    params = nnx.state(model, nnx.Param)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
 
 
 def _errors(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, Mapping[str, Any]]:

@@ -1,11 +1,10 @@
 """The training loop: epochs of steps, validation, best and last checkpoints, exact resumption."""
 
 import dataclasses
+import itertools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,49 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from equizoo.data.corruption import Corruptor
-from equizoo.data.pipeline import Packing, sequential_batches, training_stream
+from equizoo.data.pipeline import (
+    THREADS,
+    LazyFrames,
+    Packing,
+    Reading,
+    Share,
+    sequential_batches,
+    training_stream,
+)
 from equizoo.eval.metrics import MeanErrors, error_entries
-from equizoo.graph import Frame, Graph, Labels
+from equizoo.graph import Budget, Frame, Graph, Labels
 from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
+from equizoo.train.hosts import Termination, gathered, is_first
 from equizoo.train.loss import ErrorSums
-from equizoo.train.memory import forecast, require_fit
+from equizoo.train.memory import forecast, peak_memory, require_fit
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
-from equizoo.train.parallel import make_mesh, replicated, shared
+from equizoo.train.parallel import (
+    local_parts,
+    make_mesh,
+    of_one_device,
+    replicated,
+    shared,
+)
 from equizoo.train.parametrization import parametrization
-from equizoo.train.progress import LiveProgress, RunLog
-from equizoo.train.step import TrainState, init_state, make_train_step, make_validation_step
+from equizoo.train.progress import LiveProgress, NoLog, RunLog
+from equizoo.train.step import (
+    StepReport,
+    TrainState,
+    init_state,
+    make_train_step,
+    make_validation_step,
+)
 from equizoo.zoo._base import Architecture, ArchitectureConfig
+
+_MOST_SKIPPED = 20  # steps
+_NAMED = 5  # structures
+_HOSTS = "hosts"  # of a checkpoint's items, one entry of each
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run remembers beside its arrays; saved as the checkpoint's ``meta``."""
+    """What a run remembers beside its arrays, on each host; the checkpoint's ``meta``."""
 
     best: float = math.inf  # validation objective
     best_epoch: int = 0
@@ -46,6 +70,9 @@ class Progress:
         default_factory=lambda: np.zeros((len(ErrorSums._fields), 3)).tolist()
     )
     skipped_steps: int = 0  # loss or gradient not finite
+    suspects: dict[str, int] = dataclasses.field(default_factory=dict)  # see _note_suspects
+    nodes: int = 0  # in the batches of the current epoch, without padding
+    edges: int = 0
     seconds: float = 0.0  # spent training, all sessions of the run together
 
 
@@ -68,18 +95,23 @@ def fit(
     config: TrainConfig,
     folder: Path,
     title: str = "training",
+    reading: Reading = THREADS,
 ) -> Fitted:
     """The model's parameters fitted to ``train``, chosen by the loss on ``valid``.
+
+    Both may be :class:`LazyFrames`, of which a few batches are in memory at a time.
 
     ``folder`` receives checkpoints, ``metrics.jsonl`` and TensorBoard files. A folder with a
     checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
     bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
     """
     _require_denoises(model, config)
+    share = Share(jax.process_index(), jax.process_count())
     steps_per_epoch = -(-len(train) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     params = nnx.state(model, nnx.Param)
     form = parametrization(params, config.low_rank, config.seed)
+    parts = range(local_parts(config.microbatches))
     mesh = None if config.microbatches == 1 else make_mesh(config.microbatches)
     optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
@@ -97,44 +129,47 @@ def fit(
         )
         for weights in _stages(config)
     }
-    valid_batches = [
-        jax.tree.map(jnp.asarray, batch[1:]) for batch in sequential_batches(valid, packing)
-    ]
+    valid_batches = _ValidationBatches(valid, packing, reading, share)
 
-    state = init_state(model, optimizer, form)
-    stream = training_stream(train, packing, config.seed, make_corruptor(model.config, config))
+    state = replicated(mesh, init_state(model, optimizer, form))
+    corruptor = make_corruptor(model.config, config)
+    stream = training_stream(train, packing, config.seed, corruptor, reading=reading, share=share)
     progress = Progress()
     checkpoints = Checkpoints(folder / "checkpoints")
     if (restored := checkpoints.restore("last", state)) is not None:
         state, data, meta = restored
-        stream.set_state(data)
-        meta.pop("step")
-        progress = Progress(**meta)
-    state = state if mesh is None else replicated(mesh, state)
+        stream.set_state(_own(data))
+        progress = Progress(**_own(meta))
     first_step = int(state.step)
     if first_step < total_steps:
         weights = _loss_at(config, first_step / total_steps)
         step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh)
-    log = RunLog(folder, first_step)
-    live = LiveProgress(total_steps, first_step, title)
+    log = RunLog(folder, first_step) if is_first() else NoLog()
+    live = LiveProgress(total_steps, first_step, title, quiet=not is_first())
     started = time.monotonic() - progress.seconds
 
     def save(kind: str) -> None:
         progress.seconds = time.monotonic() - started
-        checkpoints.save(kind, state, stream.get_state(), dataclasses.asdict(progress))
+        data, meta = gathered(stream.get_state()), gathered(dataclasses.asdict(progress))
+        checkpoints.save(kind, state, {_HOSTS: data}, {_HOSTS: meta})
 
     finished = True
     step = first_step
     try:
-        with _TerminationSignal() as termination:
+        with Termination() as termination:
             while step < total_steps:
                 weights = _loss_at(config, step / total_steps)
-                graph, labels = _next_batch(stream, config.microbatches, mesh)
-                scale = jnp.asarray(progress.scale, jnp.float32)
-                state, report = step_of[weights](state, graph, labels, scale)
+                batches, frames = [], []
+                for _ in parts:
+                    batches.append(next(stream))
+                    frames += stream.frames
+                scale = replicated(mesh, np.float32(progress.scale))
+                state, report = step_of[weights](state, *_on_devices(batches, mesh), scale)
                 step += 1
-                _accumulate(progress, report)
-                live.advance()
+                if step < total_steps:
+                    stream.peek()  # made while the device is busy
+                _accumulate(progress, report, frames)
+                live.advance(len(frames))
                 if step % steps_per_epoch == 0:
                     epoch = step // steps_per_epoch
                     row = {
@@ -143,10 +178,12 @@ def fit(
                         "learning_rate": progress.scale * float(schedule(step)),
                     }
                     row |= _train_row(progress, steps_per_epoch)
-                    progress.loss_sum, progress.error_sums = 0.0, Progress().error_sums
+                    row |= _padding(progress, packing.budget, steps_per_epoch * config.microbatches)
+                    _begin_epoch(progress)
                     if epoch % config.validate_every == 0 or step == total_steps:
-                        sums = [validate(state.ema, *batch) for batch in valid_batches]
-                        errors = _errors(np.sum(jax.device_get(sums), axis=0, dtype=np.float64))
+                        averages = of_one_device(state.ema)
+                        sums = [validate(averages, *batch) for batch in valid_batches]
+                        errors = _errors(_total(jax.device_get(sums)))
                         row |= _prefixed("valid", error_entries(errors))
                         objective = _objective(errors, _stages(config)[-1])
                         row["valid_objective"] = objective
@@ -154,31 +191,72 @@ def fit(
                         if objective < progress.best:
                             progress.best, progress.best_epoch = objective, epoch
                             save("best")
-                        live.report(row)
                     row["seconds"] = round(time.monotonic() - started, 1)
+                    if (peak := peak_memory()) is not None:
+                        row["peak_memory_GB"] = round(peak / 1e9, 3)
+                    if "valid_objective" in row:
+                        live.report(row)
                     log.write(row)
                     if config.early_stop and epoch - progress.best_epoch >= config.early_stop:
                         break
-                if step % config.checkpoint_every == 0 or termination.received:
+                stopping = termination.after(step)
+                if step % config.checkpoint_every == 0 or stopping:
                     save("last")
-                if termination.received:
+                if stopping:
                     finished = False
                     break
             if finished:
                 save("last")
         best = checkpoints.restore("best", state)
     finally:
+        stream.close()
         live.close()
         log.close()
         checkpoints.close()
     trained = state.ema if best is None else best[0].ema
     return Fitted(
-        params=form.weights(trained),
+        params=form.weights(of_one_device(trained)),
         best_epoch=progress.best_epoch,
         epochs=step // steps_per_epoch,
         finished=finished,
         seconds=time.monotonic() - started,
     )
+
+
+class _ValidationBatches:
+    """This host's validation batches: on the device, or made anew each time for lazy frames."""
+
+    def __init__(self, frames: Sequence[Frame], packing: Packing, reading: Reading, share: Share):
+        self._frames, self._packing, self._reading = frames, packing, reading
+        self._share = share
+        self._held = None if isinstance(frames, LazyFrames) else list(self._made())
+
+    def _made(self) -> Iterator[Any]:
+        batches = sequential_batches(self._frames, self._packing, self._reading)
+        for batch in itertools.islice(batches, self._share.host, None, self._share.hosts):
+            yield jax.tree.map(jnp.asarray, batch[1:])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._made() if self._held is None else iter(self._held)
+
+
+def _own(of_hosts: Mapping[str, Any]) -> Any:
+    """This host's part of what a checkpoint says of each."""
+    parts = of_hosts.get(_HOSTS, [of_hosts])  # as older versions wrote it, refused further on
+    if len(parts) != jax.process_count():
+        raise ValueError(
+            f"The run to resume had {len(parts)} processes, now there are {jax.process_count()}. "
+            f"Each has its own part of the data: resume with {len(parts)}, or begin a new run "
+            "(finetune) from the saved weights."
+        )
+    return parts[jax.process_index()]
+
+
+def _total(sums: Sequence[ErrorSums]) -> np.ndarray:
+    """Over the batches of all hosts, in float64."""
+    nothing = np.zeros((len(ErrorSums._fields), 3))
+    own = np.sum([nothing, *map(np.asarray, sums)], axis=0, dtype=np.float64)
+    return np.sum(gathered(own.tolist()), axis=0)
 
 
 def make_corruptor(model: ArchitectureConfig, config: TrainConfig) -> Corruptor | None:
@@ -203,20 +281,20 @@ def _noise_weight(
     return None if auxiliary is None else lambda step: auxiliary.weight_at(step, total_steps)
 
 
-def _next_batch(stream: Any, parts: int, mesh: Mesh | None) -> tuple[Graph, Labels]:
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, next(stream))
-    return shared(mesh, [next(stream) for _ in range(parts)])
+def _on_devices(parts: Sequence[tuple[Graph, Labels]], mesh: Mesh | None) -> tuple[Graph, Labels]:
+    if mesh is not None:
+        return shared(mesh, parts)
+    (batch,) = parts
+    return replicated(mesh, batch)
 
 
 def _fitting(
     step: Any, state: TrainState, stream: Any, config: TrainConfig, mesh: Mesh | None
 ) -> Any:
     """The step compiled for the one shape of all batches, once its memory is known to fit."""
-    position = stream.get_state()
-    batch = _next_batch(stream, config.microbatches, mesh)
-    stream.set_state(position)
-    program = step.lower(state, *batch, jnp.asarray(1.0, jnp.float32)).compile()
+    # of one shape, all of them
+    batch = _on_devices([stream.peek()] * local_parts(config.microbatches), mesh)
+    program = step.lower(state, *batch, replicated(mesh, np.float32(1.0))).compile()
     found = forecast(program, state, config.batch_size)
     if found is not None:
         require_fit(found, config.when_too_large)
@@ -234,18 +312,60 @@ def _loss_at(config: TrainConfig, fraction: float) -> LossWeights:
     return config.loss if stage is None or fraction < stage.start else stage.loss
 
 
-def _accumulate(progress: Progress, report: Any) -> None:
-    loss, errors = jax.device_get((report.loss, report.errors))
-    if not math.isfinite(loss):
+def _accumulate(progress: Progress, report: StepReport, frames: Sequence[Frame]) -> None:
+    loss, norm, errors = jax.device_get((report.loss, report.gradient_norm, report.errors))
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    progress.nodes += sum(frame.num_nodes for frame in frames)
+    progress.edges += sum(frame.num_edges for frame in frames)
+    _note_suspects(progress, frames, finite)
+    if not finite:
         progress.skipped_steps += 1
-        if progress.skipped_steps > 20:
+        if progress.skipped_steps > _MOST_SKIPPED:
             raise FloatingPointError(
-                "The loss was not finite for more than 20 steps; the last checkpoint is valid. "
-                "Lower the learning rate, or look for outliers in the labels."
+                f"The loss was not finite for more than {_MOST_SKIPPED} steps; the last checkpoint "
+                f"is valid. {_suspicion(progress.suspects)}"
             )
         return
     progress.loss_sum += float(loss)
     progress.error_sums = np.add(progress.error_sums, errors, dtype=np.float64).tolist()
+
+
+def _note_suspects(progress: Progress, frames: Sequence[Frame], finite: bool) -> None:
+    """Counts the failed steps of every structure that has not been in a good one since."""
+    for name in {frame.structure.name for frame in frames}:
+        if finite:
+            progress.suspects.pop(name, None)
+        else:
+            progress.suspects[name] = progress.suspects.get(name, 0) + 1
+
+
+def _suspicion(suspects: Mapping[str, int]) -> str:
+    most = max(suspects.values())
+    chief = [name or "(unnamed)" for name, count in suspects.items() if count == most]
+    if most > 1 and len(chief) <= _NAMED:
+        return (
+            f"It never was with {', '.join(chief)}, in {most} of them: look at its labels and "
+            "distances with `equizoo doctor`, and leave it out."
+        )
+    return (
+        f"No structure stands out, among them {', '.join(chief[:_NAMED])}: lower the learning "
+        "rate, or look for outliers in the labels with `equizoo doctor`."
+    )
+
+
+def _begin_epoch(progress: Progress) -> None:
+    fresh = Progress()
+    for field in ("loss_sum", "error_sums", "nodes", "edges"):
+        setattr(progress, field, getattr(fresh, field))
+
+
+def _padding(progress: Progress, budget: Budget, batches: int) -> dict[str, float]:
+    """The empty shares of the room in an epoch's batches, of all hosts."""
+    nodes, edges = np.sum(gathered([progress.nodes, progress.edges]), axis=0).tolist()
+    return {
+        "padding_nodes": 1 - nodes / (batches * budget.nodes),
+        "padding_edges": 1 - edges / (batches * budget.edges),
+    }
 
 
 def _train_row(progress: Progress, steps: int) -> dict[str, float]:
@@ -283,22 +403,3 @@ def _update_plateau(progress: Progress, objective: float, config: TrainConfig) -
     if progress.plateau_wait > config.optimizer.plateau_patience:
         progress.scale *= config.optimizer.plateau_factor
         progress.plateau_wait = 0
-
-
-class _TerminationSignal:
-    """Notes a SIGTERM instead of dying of it, so that the step in progress can be saved."""
-
-    received = False
-
-    def __enter__(self) -> "_TerminationSignal":
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, *_: Any) -> None:
-        self.received = True
-
-    def __exit__(self, *_: Any) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._previous)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -102,4 +103,18 @@ def _control_group() -> int | None:
             int((folder / name).read_text("utf-8")) for name in ("memory.max", "memory.current")
         )
         return max(limit - used, 0)
+    return None
+
+
+def peak_memory() -> int | None:
+    """[bytes] the most that the first device held so far; of a CPU the most of this process.
+    ``None`` where nobody knows."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None

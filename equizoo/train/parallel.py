@@ -1,4 +1,4 @@
-"""A step over the parts of a batch: on many devices at once, or on one after the other."""
+"""A step over the parts of a batch: on many devices at once, of many processes, or in turn."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,13 +15,26 @@ _PARTS = "parts"
 _EVERYWHERE, _SHARED = PartitionSpec(), PartitionSpec(_PARTS)
 
 
-def make_mesh(parts: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """As many of the devices (by default all) as can share the parts equally."""
-    devices = jax.devices() if devices is None else devices
-    number = largest_share(parts, len(devices))
-    return jax.make_mesh(
-        (number,), (_PARTS,), axis_types=(AxisType.Auto,), devices=devices[:number]
-    )
+def make_mesh(parts: int) -> Mesh:
+    """As many devices as can share the parts equally, and equally many of each process."""
+    share = local_parts(parts)
+    number = largest_share(share, jax.local_device_count())
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in [d for d in jax.devices() if d.process_index == process][:number]
+    ]
+    return jax.make_mesh((len(devices),), (_PARTS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def local_parts(parts: int) -> int:
+    """How many parts of a batch are this process's; ``ValueError`` if they cannot be shared."""
+    if parts % jax.process_count():
+        raise ValueError(
+            f"{parts} microbatches cannot be shared equally by {jax.process_count()} processes; "
+            "set microbatches to a multiple (and batch_size to a multiple of that)."
+        )
+    return parts // jax.process_count()
 
 
 def largest_share(parts: int, devices: int) -> int:
@@ -29,15 +42,29 @@ def largest_share(parts: int, devices: int) -> int:
     return next(n for n in range(min(parts, devices), 0, -1) if parts % n == 0)
 
 
-def replicated(mesh: Mesh, tree: T) -> T:
-    """The arrays, whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, _EVERYWHERE))
+def replicated(mesh: Mesh | None, tree: T) -> T:
+    """The arrays, whole on every device; every process gives the same. Without a mesh on one."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+    return _placed(NamedSharding(mesh, _EVERYWHERE), tree)
 
 
 def shared(mesh: Mesh, parts: Sequence[T]) -> T:
-    """Batches of one shape as one tree, with a leading axis that is spread over the devices."""
+    """Batches of one shape, those of this process, as one tree with those of all others: with a
+    leading axis that is spread over the devices."""
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-    return jax.device_put(stacked, NamedSharding(mesh, _SHARED))
+    return _placed(NamedSharding(mesh, _SHARED), stacked)
+
+
+def _placed(sharding: NamedSharding, tree: T) -> T:
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
+
+
+def of_one_device(tree: T) -> T:
+    """Replicated arrays, as they are on one of this process's devices."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def summed_over_parts(mesh: Mesh, evaluate: Callable[..., T]) -> Callable[[Any, Any], T]:

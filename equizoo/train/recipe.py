@@ -2,7 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import json
+import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,26 @@ from equizoo.config import format_json, from_dict, parse_json, to_dict
 from equizoo.data.catalyst_frames import Target
 from equizoo.data.datasets import load_dataset
 from equizoo.data.doctor_findings import Finding
-from equizoo.data.pipeline import Packing
+from equizoo.data.pipeline import THREADS, LazyFrames, Packing, Reading, typical_budget
+from equizoo.data.prepared import chain, is_lazy, selection
 from equizoo.data.readers import Dataset, LabelKeys
 from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
+from equizoo.data.statistics import Counting, NeighborRule, Sizes, Statistics
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
 from equizoo.eval.potential import Potential
-from equizoo.graph import Budget, ForcesOn, Frame
+from equizoo.graph import ForcesOn, Frame, make_frame
+from equizoo.neighbors import Neighbors
 from equizoo.structure import EnergyReference, Structure
 from equizoo.train.config import TrainConfig
 from equizoo.train.data_checks import DataChecks, check_data
+from equizoo.train.hosts import is_first, on_first
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import read_rows
 from equizoo.train.report_page import write_report_page
-from equizoo.zoo._base import Architecture, ArchitectureConfig
+from equizoo.zoo._base import ArchitectureConfig
+
+_CORRUPTED_SAMPLE = 1000  # frames of prepared data that show what room noise takes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,11 +85,12 @@ def load_recipe(path: str | Path) -> Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Data of a run in memory, split."""
+    """Data of a run, split; in memory, or opened where they were prepared."""
 
     train: Dataset
     valid: Dataset
     test: Mapping[str, Dataset]
+    replayed: Dataset | None = None  # also trained on, under a head of its own
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -90,6 +100,12 @@ class Prepared:
     def reported(self) -> Mapping[str, Dataset]:
         """The sets that errors are reported on, by name."""
         return {"valid": self.valid, **self.test}
+
+    @property
+    def parts(self) -> Mapping[str, Dataset]:
+        """All of them, by what they are for or by name."""
+        replayed = {} if self.replayed is None else {"replayed": self.replayed}
+        return {"train": self.train, **replayed, **self.reported}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,24 +118,42 @@ class RunResult:
     folder: Path
 
 
-def train(recipe: Recipe, folder: str | Path, *, resume: bool = False) -> RunResult | None:
+def train(
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, reading: Reading = THREADS
+) -> RunResult | None:
     """Trains from scratch into ``folder``; ``None`` when stopped by SIGTERM (resume later).
 
     The folder holds the resolved recipe, checkpoints, metrics, plots, a report, and under
     ``model`` what :func:`equizoo.load` reads. Raises ``ValueError`` for an existing folder without
     ``resume``, for a recipe other than the folder's with it, and for unusable data, also such in
     which the doctor finds errors (unless ``recipe.data.checks`` says otherwise).
+
+    Of several processes (:mod:`equizoo.train.hosts`) all call this, and the first writes.
     """
     folder = Path(folder)
     data = prepare_data(recipe.data)
     e0 = recipe.data.reference_energies.resolve(_joined(data))
     config = complete_config(recipe.model, data)
     model = config.build(rngs=nnx.Rngs(recipe.training.seed))
-    if not resume:
-        examine_run(data, recipe.data, config.cutoff)
-    # Only now: a mistake in the recipe leaves no folder behind.
-    open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
-    return run_fit(model, data, e0, recipe.training, folder, recipe.name)
+
+    def begin() -> None:
+        if not resume:
+            examine_run(data, recipe.data, config.cutoff)
+        # Only now: a mistake in the recipe leaves no folder behind.
+        open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
+
+    on_first(begin)
+    start = Potential(
+        model,
+        reference_energies={z: e0[z] for z in config.atomic_numbers},
+        energy_reference=data.train.energy_reference,
+        level_of_theory=data.train.level_of_theory,
+        name=recipe.name,
+    )
+    run = run_fit(start, data, recipe.training, folder, reading)
+    if run is not None and is_first():
+        write_report_page(folder, recipe.name, run.fitted, data.parts, {"": run.metrics})
+    return run
 
 
 def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
@@ -204,7 +238,7 @@ def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset,
             "to train on."
         )
     order = np.random.default_rng(seed).permutation(len(dataset))
-    train, valid = (tuple(dataset.structures[i] for i in part) for part in np.split(order, [cut]))
+    train, valid = (selection(dataset.structures, part) for part in np.split(order, [cut]))
     return (
         dataclasses.replace(dataset, structures=train),
         dataclasses.replace(dataset, structures=valid),
@@ -215,55 +249,57 @@ def complete_config(fields: Mapping[str, Any], data: Prepared) -> ArchitectureCo
     """The architecture with what the recipe leaves to the data.
 
     Elements are those of the data, ``avg_num_neighbors`` is the mean over the training set, and
-    ``scale`` (where the architecture has one) the root mean square force of it.
+    ``scale`` (where the architecture has one) the root mean square force of it. Of prepared data
+    they are those of the whole folder, validation frames split off from it included.
     """
     stand_ins = {"atomic_numbers": list(data.elements), "avg_num_neighbors": 1.0}
     config = from_dict(ArchitectureConfig, stand_ins | dict(fields), "model")
     measured: dict[str, Any] = {}
     if "avg_num_neighbors" not in fields:
-        frames = _frames(data.train.structures, config)
-        mean = sum(f.num_edges for f in frames) / sum(f.num_nodes for f in frames)
-        measured["avg_num_neighbors"] = max(mean, 1.0)
-    forces = [s.forces for s in data.train.structures if s.forces is not None]
-    if "scale" not in fields and hasattr(config, "scale") and forces:
-        measured["scale"] = float(np.sqrt(np.mean(np.concatenate(forces) ** 2)))
+        measured["avg_num_neighbors"] = max(_sizes(data.train, config).mean_neighbors, 1.0)
+    scale = _forces_rms(data.train)
+    if "scale" not in fields and hasattr(config, "scale") and scale is not None:
+        measured["scale"] = scale
     return dataclasses.replace(config, **measured)
 
 
 def run_fit(
-    model: Architecture,
+    start: Potential,
     data: Prepared,
-    reference_energies: Mapping[int, float],  # [eV]
     training: TrainConfig,
     folder: Path,
-    name: str,
+    reading: Reading = THREADS,
 ) -> RunResult | None:
-    """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`."""
-    config = model.config
-    frames = {
-        split: _frames(dataset.structures, config)
-        for split, dataset in (("train", data.train), ("valid", data.valid))
-    }
+    """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`.
+
+    The page of the run is left to the caller, who knows what to compare with.
+    """
+    model, config, name = start.model, start.config, start.name
+    parts = [data.train] if data.replayed is None else [data.train, data.replayed]
+    frames = _frames(chain([part.structures for part in parts]), config)
+    valid = _frames(data.valid.structures, config)
+    if isinstance(frames, LazyFrames) or isinstance(valid, LazyFrames):
+        every = (_sizes(part, config) for part in (*parts, data.valid))
+        sizes = functools.reduce(operator.add, every)
+    else:  # made already
+        sizes = Sizes.of([*frames, *valid])
     packing = make_packing(
-        [*frames["train"], *frames["valid"], *_corrupted(frames["train"], config, training)],
+        sizes + Sizes.of(_corrupted(frames, config, training)),
         training.batch_size // training.microbatches,
-        np.array([reference_energies[z] for z in config.atomic_numbers]),
+        start.isolated_energies,
         training.loss.forces_on,
     )
-    fitted = fit(model, frames["train"], frames["valid"], packing, training, folder, name)
+    fitted = fit(model, frames, valid, packing, training, folder, name, reading)
     if not fitted.finished:
         return None
-    potential = Potential(
-        nnx.merge(nnx.graphdef(model), fitted.params),
-        reference_energies={z: reference_energies[z] for z in config.atomic_numbers},
-        energy_reference=data.train.energy_reference,
-        level_of_theory=data.train.level_of_theory,
-        name=name,
-    )
-    if not (folder / "model").exists():
+    potential = start.with_parameters(fitted.params, name)
+    if is_first() and not (folder / "model").exists():
         potential.save(folder / "model")
     evaluations = {where: evaluate(potential, dataset) for where, dataset in data.reported.items()}
     metrics = {where: dict(evaluation.metrics) for where, evaluation in evaluations.items()}
+    run = RunResult(potential, fitted, metrics, folder)
+    if not is_first():
+        return run
     learning_curve(read_rows(folder / "metrics.jsonl"), folder / "learning_curve.png")
     parity_plot(list(evaluations.values()), folder / "parity.png")
     report = {
@@ -274,41 +310,101 @@ def run_fit(
         "hours": round(fitted.seconds / 3600, 3),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    datasets = {"train": data.train, **data.reported}
-    write_report_page(folder, name, fitted, datasets, {"": metrics})
-    return RunResult(potential, fitted, metrics, folder)
+    return run
 
 
 def make_packing(
-    frames: Sequence[Frame],
+    frames: Sequence[Frame] | Sizes,
     batch_size: int,
-    reference_energies: Float[np.ndarray, " species"],  # [eV]
+    reference_energies: Float[np.ndarray, "*heads species"],  # [eV]
     forces_on: ForcesOn = ForcesOn.ALL,
 ) -> Packing:
-    """A budget for about ``batch_size`` structures of mean size, that holds any one of ``frames``.
-
-    Small structures may come up to twice as many to a batch.
-    """
-    nodes = round(batch_size * sum(f.num_nodes for f in frames) / len(frames))
-    budget = Budget.of(frames, nodes=nodes, graphs=2 * batch_size)
-    return Packing(budget, reference_energies, forces_on=forces_on)
+    """A :func:`typical_budget` for frames of these sizes, that holds any one of them."""
+    sizes = frames if isinstance(frames, Sizes) else Sizes.of(frames)
+    return Packing(typical_budget(sizes, batch_size), reference_energies, forces_on=forces_on)
 
 
-def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> list[Frame]:
-    return [config.frame(structure) for structure in structures]
+def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> Sequence[Frame]:
+    if is_lazy(structures):
+        make = functools.partial(_frame, config)
+        return LazyFrames(structures, make, NeighborRule(config.cutoff, config.limit))
+    return [_frame(config, structure) for structure in structures]
+
+
+def _frame(
+    config: ArchitectureConfig, structure: Structure, neighbors: Neighbors | None = None
+) -> Frame:
+    head = structure.head if len(config.heads) > 1 else None
+    return config.frame(structure, head, neighbors=neighbors)
+
+
+def _sizes(dataset: Dataset, config: ArchitectureConfig) -> Sizes:
+    """Sizes of the frames that the model sees, from the statistics of prepared data where those
+    are for its neighbours."""
+    rule, known = NeighborRule(config.cutoff, config.limit), dataset.statistics
+    if known is not None and known.rule == rule:
+        return known.sizes
+    if known is not None:
+        return _counted_sizes(dataset, rule)
+    return Sizes.of(_frames(dataset.structures, config))
+
+
+@functools.lru_cache(maxsize=8)  # a data set is itself alone
+def _counted_sizes(dataset: Dataset, rule: NeighborRule) -> Sizes:
+    assert dataset.statistics is not None
+    limit = "" if rule.limit is None else f" --max-neighbors {rule.limit.count}"
+    warnings.warn(
+        f"{dataset.name} was prepared with neighbours {dataset.statistics.rule}; the model's are "
+        f"those {rule}. All {len(dataset)} frames are gone through to count them. To save that, "
+        f"prepare the data with --cutoff {rule.cutoff:g}{limit}.",
+        stacklevel=2,
+    )
+    structures = dataset.structures
+    return Sizes.of(
+        make_frame(structure, rule.cutoff, dataset.elements, limit=rule.limit)
+        for structure in structures
+    )
+
+
+def _forces_rms(dataset: Dataset) -> float | None:  # [eV/Å]
+    if dataset.statistics is not None:
+        return dataset.statistics.forces_rms
+    forces = [s.forces for s in dataset.structures if s.forces is not None]
+    return float(np.sqrt(np.mean(np.concatenate(forces) ** 2))) if forces else None
 
 
 def _corrupted(
     frames: Sequence[Frame], config: ArchitectureConfig, training: TrainConfig
 ) -> list[Frame]:
-    """Each frame with noise, where the run denoises: batches must have room for such."""
+    """Frames with noise, where the run denoises: batches must have room for such. Of frames on a
+    disk a sample."""
     corruptor = make_corruptor(config, training)
     if corruptor is None:
         return []
-    return [corruptor.corrupted(frame, seed) for seed, frame in enumerate(frames)]
+    every = -(-len(frames) // _CORRUPTED_SAMPLE) if isinstance(frames, LazyFrames) else 1
+    return [corruptor.corrupted(frame, seed) for seed, frame in enumerate(frames[::every])]
 
 
 def _joined(data: Prepared) -> Dataset:
-    return dataclasses.replace(
-        data.train, structures=(*data.train.structures, *data.valid.structures)
-    )
+    """Training and validation data together, for reference energies."""
+    both = data.train, data.valid
+    structures = chain([part.structures for part in both])
+    known = [part.statistics for part in both if part.statistics is not None]
+    if not known:
+        return dataclasses.replace(data.train, structures=structures)
+    statistics = known[0]
+    split_off = len(known) == 2 and known[1] is known[0]  # then they are of both already
+    if not split_off:
+        first, second = (_statistics(part, known[0].rule) for part in both)
+        statistics = first + second
+    return dataclasses.replace(data.train, structures=structures, statistics=statistics)
+
+
+def _statistics(dataset: Dataset, rule: NeighborRule) -> Statistics:
+    """Those of prepared data, or counted; whose neighbours they are does not matter here."""
+    if dataset.statistics is not None:
+        return dataclasses.replace(dataset.statistics, rule=rule)
+    counting = Counting(rule)
+    for structure in dataset.structures:
+        counting.add(make_frame(structure, rule.cutoff, dataset.elements, limit=rule.limit))
+    return counting.result()

@@ -21,7 +21,7 @@ from equizoo.graph import (
     sum_receivers,
     sum_senders,
 )
-from equizoo.neighbors import NeighborLimit
+from equizoo.neighbors import NeighborLimit, Neighbors
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
 
@@ -106,8 +106,15 @@ class ArchitectureConfig(abc.ABC):
         (charge, spin) rather than its elements; the default accepts all."""
         return None
 
-    def frame(self, structure: Structure, head: str | None = None, skin: float = 0.0) -> Frame:
+    def frame(
+        self,
+        structure: Structure,
+        head: str | None = None,
+        skin: float = 0.0,
+        neighbors: Neighbors | None = None,
+    ) -> Frame:
         """The structure with the neighbours that the model sees; ``head`` is the first by default.
+        ``neighbors`` are these very ones, where known already.
 
         With ``skin`` [Å] also with those that are farther than the cutoff by as much, for
         :func:`within_cutoff`. Raises ``ValueError`` for elements and states that the model was not
@@ -123,9 +130,16 @@ class ArchitectureConfig(abc.ABC):
             structure,
             self.cutoff + skin,
             self.atomic_numbers,
-            head=0 if head is None else self.heads.index(head),
+            head=0 if head is None else self.head_index(head),
             limit=self.limit,
+            neighbors=neighbors,
         )
+
+    def head_index(self, head: str) -> int:
+        """The place of a head among all; ``ValueError`` if it is none of them."""
+        if head not in self.heads:
+            raise ValueError(f"head is {head!r}, expected one of {', '.join(self.heads)}.")
+        return self.heads.index(head)
 
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
@@ -183,6 +197,13 @@ class Architecture(nnx.Module):
     def with_head(self, head: str) -> "Architecture":
         """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""
         raise ValueError(f"{type(self).__name__} has no heads to choose from.")
+
+    def with_copied_heads(self, heads: Sequence[str]) -> "Architecture":
+        """The model of one head with several that equal it; ``ValueError`` where it cannot."""
+        raise ValueError(
+            f"{type(self).__name__} has one head, and cannot have more. Architectures that can: "
+            "mace."
+        )
 
 
 def layer_call(layer: nnx.Module, remat: Remat) -> Callable[..., Any]:

@@ -368,9 +368,7 @@ class MACE(Architecture):
 
     def with_head(self, head: str) -> "MACE":
         config = self.config
-        if head not in config.heads:
-            raise ValueError(f"head is {head!r}, expected one of {', '.join(config.heads)}.")
-        number, index = len(config.heads), config.heads.index(head)
+        number, index = len(config.heads), config.head_index(head)
 
         def of_head(value: Any) -> Any:
             return value[index] if isinstance(value, tuple) else value
@@ -388,6 +386,28 @@ class MACE(Architecture):
             return jnp.split(columns, number, axis=0)[index] * float(number**-0.5)
 
         return _rebuilt(self, smaller, select)
+
+    def with_copied_heads(self, heads: Sequence[str]) -> "MACE":
+        config, number = self.config, len(heads)
+        if len(config.heads) != 1:
+            raise ValueError(f"The model has heads {config.heads} already; expected one.")
+
+        def of_all(value: Any) -> Any:
+            return value * number if isinstance(value, tuple) else value
+
+        larger = dataclasses.replace(
+            config, heads=tuple(heads), scale=of_all(config.scale), shift=of_all(config.shift)
+        )
+
+        def copied(path: tuple, value: Array) -> Array:
+            if path[0] not in ("readouts", "embedding_readout"):
+                return value
+            if "kernels" not in path or path[-1] == 0:
+                return jnp.concatenate([value] * number, axis=-1)
+            # no head reads the hidden channels of another
+            return jnp.kron(jnp.eye(number, dtype=value.dtype), value) * float(number**0.5)
+
+        return _rebuilt(self, larger, copied)
 
 
 class MACELayer(nnx.Module):

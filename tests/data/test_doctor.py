@@ -11,12 +11,13 @@ from ase.constraints import FixAtoms
 from ase.units import Bohr, GPa, Hartree, kcal, mol
 from scipy.spatial.transform import Rotation
 
-from equizoo.data import LabelKeys, load_dataset, read_structures, write_structures
+from equizoo.data import LabelKeys, doctor, load_dataset, read_structures, write_structures
 from equizoo.data.doctor import examine
 from equizoo.data.doctor_duplicates import find_pairs
 from equizoo.data.doctor_elements import all_electron_energies
 from equizoo.data.doctor_findings import Verdict
 from equizoo.data.doctor_frames import measure
+from equizoo.data.prepare import prepare
 from equizoo.data.readers import Dataset, ReadReport
 from equizoo.structure import EnergyReference, Structure
 
@@ -454,3 +455,19 @@ def test_real_data_pass(name):
     if name.startswith("mlearn"):
         assert one(diagnosis, "stress against energies", Verdict.FINE)
         assert one(diagnosis, "duplicates", Verdict.WARNING).count == 40
+
+
+def test_prepared_data_are_looked_at_by_sample_once_they_are_large(
+    molecules, tmp_path, monkeypatch
+):
+    small = dataclasses.replace(molecules, structures=molecules.structures[:60])
+    write_structures(tmp_path / "a.xyz", small.structures)
+    folder = prepare([tmp_path / "a.xyz"], tmp_path / "prepared")
+    whole = examine(folder)
+    assert not found(whole, "sample", Verdict.NOTE) and whole.frames == 60
+    monkeypatch.setattr(doctor, "_SAMPLE", 25)
+    sampled = examine(folder, against=[folder])
+    assert "20 of 60 frames" in one(sampled, "sample", Verdict.NOTE).message
+    assert sampled.frames == 60
+    leak = one(sampled, f"leakage into {folder.name}")
+    assert leak.count == 20

@@ -30,10 +30,10 @@ def run(folder: Path, last_step: int) -> None:
     losses: list[float] = []
     accumulate = loop._accumulate
 
-    def observed(progress, report):
+    def observed(progress, report, frames):
         losses.append(float(report.loss))
         devices.append(len(report.loss.sharding.device_set))
-        accumulate(progress, report)
+        accumulate(progress, report, frames)
         if len(losses) == last_step:
             raise KeyboardInterrupt
 

@@ -145,11 +145,11 @@ def losses_of(folder, frames, config, monkeypatch, stop_after=None):
     seen = []
     accumulate = loop._accumulate
 
-    def observed(progress, report):
+    def observed(progress, report, frames):
         seen.append(np.asarray(report.loss).tobytes())
         if len(seen) == stop_after:
             raise KeyboardInterrupt
-        accumulate(progress, report)
+        accumulate(progress, report, frames)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_accumulate", observed)

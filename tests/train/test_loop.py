@@ -10,7 +10,7 @@ from conftest import SPECIES, frames_of, make_structures, packing_for, tiny_mode
 from flax import nnx
 
 import equizoo.train.step as step_module
-from equizoo.data.pipeline import Packing
+from equizoo.data.pipeline import Packing, training_stream
 from equizoo.graph import Budget
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.loop import fit
@@ -60,10 +60,32 @@ def test_a_stream_of_a_thousand_sizes_compiles_one_training_program(tmp_path, mo
     assert 2 <= len(traces) <= 8  # the step (traced once or twice by JAX) and validation
 
 
+def test_the_structure_that_spoils_steps_is_named(tmp_path):
+    structures = make_structures(20)
+    structures[7] = dataclasses.replace(structures[7], forces=1e30 * structures[7].forces)
+    frames = frames_of(structures)
+    config = dataclasses.replace(CONFIG, epochs=25)
+    with pytest.raises(FloatingPointError) as stopped:
+        fit(tiny_model(), frames[:18], frames[18:], packing_for(frames), config, tmp_path)
+    assert f"It never was with {structures[7].name}, in 21 of them" in str(stopped.value)
+
+
+def test_a_row_says_how_much_of_the_batches_was_padding(frames, tmp_path):
+    packing, config = packing_for(frames), dataclasses.replace(CONFIG, epochs=1)
+    fit(tiny_model(), frames[:18], frames[18:], packing, config, tmp_path)
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    stream = training_stream(frames[:18], packing, CONFIG.seed)
+    held = [frame for _ in range(6) for frame in stream.take()]
+    for kind, room in (("nodes", packing.budget.nodes), ("edges", packing.budget.edges)):
+        used = sum(getattr(frame, f"num_{kind}") for frame in held)
+        assert row[f"padding_{kind}"] == pytest.approx(1 - used / (6 * room))
+    assert row["peak_memory_GB"] > 0.05
+
+
 def test_labels_that_are_never_finite_stop_the_run(frames, tmp_path):
     energies = np.full(len(SPECIES), math.inf)
     packing = Packing(Budget.of(frames, nodes=20, graphs=4), energies)
-    with pytest.raises(FloatingPointError, match="not finite for more than 20 steps"):
+    with pytest.raises(FloatingPointError, match="20 steps.* No structure stands out"):
         fit(tiny_model(), frames[:18], frames[18:], packing, CONFIG, tmp_path)
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from equizoo.train.progress import read_rows
+from equizoo.train.progress import MEASURED, read_rows
 
 HERE = Path(__file__).parent
 
@@ -50,7 +50,7 @@ def wait_for_losses(folder: Path, count: int, process: subprocess.Popen) -> None
 
 def rows_without_time(folder: Path) -> list[dict]:
     return [
-        {key: value for key, value in row.items() if key != "seconds"}
+        {key: value for key, value in row.items() if key not in MEASURED}
         for row in read_rows(folder / "metrics.jsonl")
     ]
 

@@ -28,11 +28,11 @@ def run(folder: Path, pause: float = 0.0):
     losses = open(folder / "losses.txt", "a")  # noqa: SIM115 - must survive a kill line by line
     accumulate = loop._accumulate
 
-    def observed(progress, report):
+    def observed(progress, report, frames):
         losses.write(f"{np.asarray(report.loss).tobytes().hex()}\n")
         losses.flush()
         time.sleep(pause)
-        accumulate(progress, report)
+        accumulate(progress, report, frames)
 
     loop._accumulate = observed
     try:

@@ -347,6 +347,25 @@ def test_heads_differ_and_can_be_cut_out(name):
         small.model.with_head("c")
 
 
+@pytest.mark.parametrize("name", ["density", "four_fold"])
+def test_copied_heads_equal_the_one_that_there_was(name):
+    small, structure = variant(name), STRUCTURES["molecule"]
+    graph = jax.tree.map(jnp.asarray, small.batch([structure]))
+    single = small.model.with_head(small.config.heads[0])
+    expected = np.asarray(single.node_energies(vectors_of(graph, small), graph))[:6]
+    several = single.with_copied_heads(("x", "y", "z"))
+    assert several.config.heads == ("x", "y", "z")
+    for index, head in enumerate(several.config.heads):
+        of_head = graph._replace(head=jnp.full(graph.num_graphs, index, np.int32))
+        mine = np.asarray(several.node_energies(vectors_of(of_head, small), of_head))
+        np.testing.assert_allclose(mine[:6], expected, rtol=1e-12, atol=1e-14)
+        again = several.with_head(head)
+        for a, b in zip(*(jax.tree.leaves(nnx.state(m)) for m in (again, single)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+    with pytest.raises(ValueError, match="has heads .* already"):
+        several.with_copied_heads(("a", "b"))
+
+
 def vectors_of(graph: Graph, small):
     return edge_vectors(jax.tree.map(jnp.asarray, graph), small.config.cutoff)
 

@@ -1,0 +1,94 @@
+"""Several processes that train one model: their places, what they agree on, who writes.
+
+Every process runs the same program on its own devices and reads its own part of the data. A single
+process is the first of one; then nothing here communicates.
+"""
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_PLACE = re.compile(r"(?P<index>\d+)/(?P<number>\d+)@(?P<address>\S+:\d+)")
+
+
+def join(place: str) -> None:
+    """Joins the other processes, before anything else is done with JAX.
+
+    ``place`` is ``auto``, for what SLURM, Open MPI, Kubernetes or a TPU pod says, or
+    ``INDEX/NUMBER@ADDRESS:PORT``, the last two of the process with index 0. Raises ``ValueError``
+    for another form.
+    """
+    if place == "auto":
+        jax.distributed.initialize()
+        return
+    found = _PLACE.fullmatch(place)
+    if found is None or int(found["index"]) >= int(found["number"]):
+        raise ValueError(
+            f"{place!r} is no place among processes; expected auto, or INDEX/NUMBER@ADDRESS:PORT "
+            "with INDEX from 0 to NUMBER - 1, such as 0/2@node1:1234."
+        )
+    jax.distributed.initialize(found["address"], int(found["number"]), int(found["index"]))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process gave, in their order; values must be representable in JSON."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.array([len(data)], np.int32)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Does it on the first process alone; the others wait, and raise its ``ValueError`` too."""
+    problem = ""
+    if is_first():
+        try:
+            action()
+        except ValueError as error:
+            if jax.process_count() == 1:
+                raise
+            problem = str(error)
+    if told := gathered(problem)[0]:
+        raise ValueError(told)
+
+
+class Termination:
+    """Notes a SIGTERM instead of dying of it, so that the step in progress can be saved.
+
+    Of several processes one may get it: all then stop after the same step.
+    """
+
+    def __enter__(self) -> "Termination":
+        self._noted = False
+        self._alone = jax.process_count() == 1
+        self._handles = self._alone and threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, *_: Any) -> None:
+        self._noted = True
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step; every process asks after every one."""
+        return self._noted if self._alone else multihost_utils.reached_preemption_sync_point(step)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._previous)
