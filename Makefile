@@ -34,13 +34,18 @@ demo: $(VENV)/installed
 	@rm -rf demo-output  # of an earlier demo
 	$(BIN)/equizoo demo --out demo-output
 
+# Compiled code is not optimised by LLVM in `make test`, which halves the time to compile and leaves
+# XLA's own passes as they are. Everything else (slow tests, doctests, parity, examples, demo) has the
+# code that users get, and so has `make test OPTIMIZATION=3`.
+OPTIMIZATION ?= 0
+
 # Two processes, each with whole files (tests/conftest.py): what one test compiles, others there use.
 test: $(VENV)/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) XLA_FLAGS=--xla_backend_optimization_level=$(OPTIMIZATION) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 # pytest exits with 5 where no test is marked slow.
 test-slow: $(VENV)/installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 parity: $(PARITY)/installed
 	$(TEST_ENV) EQUIZOO_PARITY=1 $(PARITY)/bin/python -m pytest tests/parity $(PYTEST_ARGS)

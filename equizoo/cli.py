@@ -441,6 +441,7 @@ def finetune(
     replay: str | None = None,
     replay_frames: int | None = None,
     replay_labels: Literal["model", "data"] = "model",
+    new_elements: tuple[str, ...] = (),
     epochs: int = 40,
     learning_rate: float = 1e-3,
     batch_size: int = 5,
@@ -473,6 +474,8 @@ def finetune(
             less is forgotten.
         replay_frames: how many of them, each unlike those before it (default: all).
         replay_labels: those that the model gives them, or their own (data).
+        new_elements: that the data have and the model lacks, each with one of the model's to start
+            like, e.g. Si=C P=N.
         epochs: passes over the data.
         learning_rate: the highest one, after warm-up.
         batch_size: structures per step.
@@ -527,6 +530,7 @@ def finetune(
         replay=None
         if replay is None
         else Replay(data=replay, count=replay_frames, labels=LabelsFrom(replay_labels), seed=seed),
+        new_elements=_pairs_of_elements(new_elements),
         resume=resume,
         reading=Reading(workers=workers),
     )
@@ -539,6 +543,16 @@ def finetune(
     if not _emit({"folder": str(out)} | errors, json):
         _print_errors("errors before and after", errors)
         _print_model(out)
+
+
+def _pairs_of_elements(given: tuple[str, ...]) -> dict[str, str]:
+    """``("Si=C",)`` as a mapping."""
+    pairs = [pair.split("=") for pair in given]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"--new-elements is {' '.join(given)}, expected pairs such as Si=C P=N.")
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"--new-elements is {' '.join(given)}, with one new element twice.")
+    return dict(pairs)
 
 
 def evaluate(
@@ -662,7 +676,7 @@ def predict(
     def labelled() -> Iterator[Any]:  # one after the other: they may be more than memory holds
         for s, r in zip(dataset.structures, results, strict=True):
             rows.append({"energy_eV": r.energy, "num_atoms": len(r.forces)})
-            yield dataclasses.replace(s, energy=r.energy, forces=r.forces, stress=r.stress)
+            yield r.label(s)
 
     write_structures(out, labelled())
     if not _emit({"model": name, "dtype": dtype, "out": str(out), "structures": rows}, json):

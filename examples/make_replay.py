@@ -59,8 +59,7 @@ def make_replay(
         dynamics.run(stride)
         structure = Structure.from_atoms(atoms, f"replay[{index}]")
         structure = dataclasses.replace(structure, cell=np.zeros((3, 3)))
-        result = potential.predict(structure)
-        kept.append(dataclasses.replace(structure, energy=result.energy, forces=result.forces))
+        kept.append(potential.predict(structure).label(structure))
     write_structures(out, kept)
 
 

@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -104,18 +104,35 @@ def refit(
     base: Mapping[int, float],  # [eV]
     composition: Composition,
     residuals: Float[np.ndarray, " structures"],  # [eV] label minus prediction with ``base``
+    free: Collection[int] = (),
 ) -> dict[int, float]:  # [eV]
     """``base`` moved by the smallest shifts per element that fit the residuals best.
 
     Defined for any data, a single molecule included, since the shifts are of minimum norm; the
     elements that do not occur stay as they are. This takes a model to another level of theory
-    before its weights move. Raises ``ValueError`` for elements that ``base`` lacks.
+    before its weights move. Shifts of ``free`` elements may be of any size and come first.
+
+    Raises ``ValueError`` for elements that ``base`` lacks, and when compositions do not tell the
+    free ones apart.
     """
     require_elements(base, composition.elements, "the data")
     if not np.isfinite(residuals).all():
         raise ValueError("refitting needs finite residuals; check the model's predictions.")
-    shifts = np.linalg.lstsq(composition.counts, residuals, rcond=None)[0]
-    moved = zip(composition.elements, shifts.tolist(), strict=True)
+    elements, counts = composition
+    new = np.array([z in free for z in elements])
+    if np.linalg.matrix_rank(counts[:, new]) < new.sum():
+        raise ValueError(
+            f"the compositions do not tell apart the energies of {symbols(sorted(free))}, new to "
+            f"the model. {_FULL_RANK}"
+        )
+    explained = np.linalg.qr(counts[:, new])[0]  # by free elements alone; the others get the rest
+    unexplained = counts[:, ~new] - explained @ (explained.T @ counts[:, ~new])
+    unexplained[np.abs(unexplained) < _ROUNDING * counts.max()] = 0
+    shifts = np.zeros(len(elements))
+    shifts[~new] = np.linalg.lstsq(unexplained, residuals, rcond=None)[0]
+    rest = residuals - counts[:, ~new] @ shifts[~new]
+    shifts[new] = np.linalg.lstsq(counts[:, new], rest, rcond=None)[0]
+    moved = zip(elements, shifts.tolist(), strict=True)
     return dict(base) | {z: base[z] + shift for z, shift in moved}
 
 
@@ -149,6 +166,9 @@ class BaseModel(Protocol):
 
     @property
     def reference_energies(self) -> Mapping[int, float]: ...  # [eV] by atomic number
+
+    @property
+    def placeholders(self) -> frozenset[int]: ...  # elements whose reference energies mean nothing
 
     def predict(self, atoms: list[Structure], /) -> Sequence[Any]: ...  # each with an energy [eV]
 
@@ -247,6 +267,12 @@ class FromModel(ReferenceEnergies):
             raise ValueError(
                 "there is no base model to take reference energies from; choose another."
             )
+        if base.placeholders:
+            raise ValueError(
+                f"{symbols(sorted(base.placeholders))} are new to the base model, which has no "
+                "reference energies for them; choose refit_from_model, isolated_atoms or "
+                "least_squares."
+            )
         require_elements(base.reference_energies, dataset.elements, dataset.name or "the data")
         return dict(base.reference_energies)
 
@@ -259,13 +285,16 @@ class RefitFromModel(ReferenceEnergies):
     """
 
     def resolve(self, dataset, base=None):
-        e0 = FromModel().resolve(dataset, base)
+        if base is None:
+            raise ValueError("there is no base model to refit the energies of; choose another.")
+        require_elements(base.reference_energies, dataset.elements, dataset.name or "the data")
         structures = dataset.structures
         if dataset.statistics is not None:
             structures = structures[:: -(-len(structures) // _REFIT_SAMPLE)]
         labelled, energies = _labelled(structures)
         predicted = np.array([result.energy for result in base.predict(labelled)])
-        return refit(e0, Composition.of(labelled), energies - predicted)
+        composition, residuals = Composition.of(labelled), energies - predicted
+        return refit(base.reference_energies, composition, residuals, base.placeholders)
 
 
 def _labelled(

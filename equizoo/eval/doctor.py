@@ -36,7 +36,11 @@ class ModelFacts:
             cutoff=potential.config.cutoff,
             energy_reference=potential.energy_reference,
             level_of_theory=potential.level_of_theory,
-            reference_energies=potential.reference_energies,
+            reference_energies={
+                z: energy
+                for z, energy in potential.reference_energies.items()
+                if z not in potential.placeholders
+            },
         )
 
 
@@ -67,8 +71,10 @@ def compare_with_model(dataset: Dataset, model: ModelFacts) -> Iterator[Finding]
             f"{model.name} has never seen {symbols(unknown)}",
             len(frames),
             named(structures, frames),
-            "Leave these frames out, or choose a model with these elements (equizoo models "
-            f"--elements {' '.join(chemical_symbols[z] for z in dataset.elements)}).",
+            "Leave these frames out, choose a model with these elements (equizoo models "
+            f"--elements {' '.join(chemical_symbols[z] for z in dataset.elements)}), or teach them "
+            f"to this one (equizoo finetune ... --new-elements {chemical_symbols[unknown[0]]}=OLD, "
+            "a copy of one that it knows).",
         )
     else:
         yield Finding(check, Verdict.FINE, f"{model.name} knows all elements of the data")

@@ -43,6 +43,12 @@ class Result(NamedTuple):
     stress: Float[np.ndarray, "3 3"] | None
     node_energies: Float[np.ndarray, " nodes"]  # [eV] with reference energies
 
+    def label(self, structure: Structure) -> Structure:
+        """``structure`` with energy, forces and stress from here, whatever labels it had."""
+        return dataclasses.replace(
+            structure, energy=self.energy, forces=self.forces, stress=self.stress
+        )
+
 
 class Potential:
     r"""A trained architecture, its reference energies, and what its energies are measured against.
@@ -89,6 +95,8 @@ class Potential:
             _by_head(level_of_theory, self.config),
         )
         self._choose_head(self.config.heads[0] if head is None else head)
+        # elements whose reference energies are those of others; see with_new_elements
+        self.placeholders: frozenset[int] = frozenset()
         self._graphdef, self._params = _split(model)
         self._params_in: dict[str, nnx.State] = {}
         self._forget_programs()
@@ -142,6 +150,7 @@ class Potential:
         other._set_heads(
             self._energies | {self.head: energies}, self._levels | {self.head: level_of_theory}
         )
+        other.placeholders = frozenset()
         other._choose_head(self.head)
         return other
 
@@ -191,6 +200,35 @@ class Potential:
             for head, energies in self._energies.items()
         }
         return self._with_model(model, energies)
+
+    def with_new_elements(self, like: Mapping[str, str]) -> "Potential":
+        """The model with further elements (chemical symbols), to be trained on data that have them.
+
+        Each starts as a copy of the element of the model that it is ``like``, its reference energy
+        included, which stands for nothing (:attr:`placeholders`) until
+        :meth:`with_reference_energies` replaces it. Predictions without them equal those of before,
+        to rounding. Raises ``ValueError`` for elements that the model has already, and where those
+        that they are to be like are not the model's.
+        """
+        known = self.config.atomic_numbers
+        if wrong := [s for s in (*like, *like.values()) if s not in chemical_symbols[1:]]:
+            raise ValueError(f"{wrong} are no chemical symbols; expected e.g. {{'Si': 'C'}}.")
+        origins = {number_of[new]: number_of[old] for new, old in like.items()}
+        if already := sorted(set(origins) & set(known)):
+            raise ValueError(f"The model knows {symbols(already)} already; leave them out.")
+        if missing := sorted(set(origins.values()) - set(known)):
+            raise ValueError(
+                f"The model does not know {symbols(missing)}, which new elements are to be like; "
+                f"expected some of {symbols(known)}."
+            )
+        model = self.model.with_elements([*known, *origins], origins)
+        energies = {
+            head: {z: energies[origins.get(z, z)] for z in model.config.atomic_numbers}
+            for head, energies in self._energies.items()
+        }
+        larger = self._with_model(model, energies)
+        larger.card, larger.placeholders = None, self.placeholders | set(origins)
+        return larger
 
     def _with_model(self, model: Architecture, energies: Any) -> "Potential":
         levels = {head: self._levels[head] for head in model.config.heads}

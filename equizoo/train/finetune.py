@@ -65,6 +65,7 @@ def finetune(
     old: tuple[str, ...] = (),  # data sets on which forgetting is measured
     name: str = "",
     replay: Replay | None = None,
+    new_elements: Mapping[str, str] | None = None,  # chemical symbols: new, and what it is like
     resume: bool = False,
     reading: Reading = THREADS,
 ) -> Finetuned | None:
@@ -72,6 +73,8 @@ def finetune(
 
     With ``replay`` the model gets a second head, which goes on with base data meanwhile; the first
     answers, unless the other is asked for (``potential.with_head("base")``). Both are saved.
+    ``new_elements`` that the data have and the model lacks start as copies of some that it has,
+    ``{"Si": "C"}``; see :meth:`Potential.with_new_elements`.
 
     Reference energies are resolved first (by default the base model's, refitted to the new data's
     level of theory), so weights need not learn a constant. Errors of the base model on the new data
@@ -90,6 +93,7 @@ def finetune(
         "training": to_dict(training),
         "old": list(old),
         "replay": None if replay is None else to_dict(replay),
+        "new_elements": dict(new_elements or {}),
     }
     prepared = prepare_data(data)
     remembered = {old_name: load_dataset(old_name) for old_name in old}
@@ -100,7 +104,9 @@ def finetune(
             nameless(prepared.valid),
             {test: nameless(dataset) for test, dataset in prepared.test.items()},
         )
-    base = base.only_head()
+    known = base = base.only_head()
+    if new_elements:
+        base = base.with_new_elements(new_elements)
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
@@ -115,7 +121,11 @@ def finetune(
         open_run_folder(folder, facts, resume)
 
     on_first(begin)
-    before = _errors(rebased, prepared.reported) | _errors(base, remembered)
+    before = _errors(rebased, prepared.reported) | _errors(known, remembered)
+    # Of another level of theory for new elements, since their own are not known at the base's.
+    base = base.with_reference_energies(
+        dict(rebased.reference_energies) | dict(known.reference_energies), known.level_of_theory
+    )
     start = rebased
     if replay is not None:
         start = two_headed(base, rebased)

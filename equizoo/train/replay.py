@@ -77,7 +77,8 @@ class Replay:
                 )
         chosen = self._chosen(dataset.structures)
         if self.labels is LabelsFrom.MODEL:
-            chosen = _labelled(chosen, base)
+            results = base.predict(chosen)
+            chosen = [result.label(s) for s, result in zip(chosen, results, strict=True)]
         return dataclasses.replace(
             dataset,
             structures=tuple(dataclasses.replace(s, head=BASE) for s in chosen),
@@ -137,11 +138,3 @@ def nameless(dataset: Dataset) -> Dataset:
         return dataset
     structures = tuple(dataclasses.replace(s, head=None) for s in dataset.structures)
     return dataclasses.replace(dataset, structures=structures)
-
-
-def _labelled(structures: Sequence[Structure], base: Potential) -> list[Structure]:
-    results = base.predict(structures)
-    return [
-        dataclasses.replace(s, energy=r.energy, forces=r.forces, stress=r.stress)
-        for s, r in zip(structures, results, strict=True)
-    ]

@@ -4,11 +4,12 @@ import abc
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -141,6 +142,10 @@ class ArchitectureConfig(abc.ABC):
             raise ValueError(f"head is {head!r}, expected one of {', '.join(self.heads)}.")
         return self.heads.index(head)
 
+    def for_elements(self, atomic_numbers: tuple[int, ...]) -> "ArchitectureConfig":
+        """The config of the same model for these elements instead."""
+        return dataclasses.replace(self, atomic_numbers=atomic_numbers)
+
     @abc.abstractmethod
     def build(self, *, rngs: nnx.Rngs) -> "Architecture":
         """The model with freshly drawn weights."""
@@ -154,6 +159,10 @@ class Architecture(nnx.Module):
     """
 
     remats: ClassVar[frozenset[Remat]] = frozenset([Remat.NONE])
+    # Parameters with a row for every species, by a part of their path; true: the row is divided by
+    # the root of the number of species, as if it came from a linear map of a one-hot vector.
+    # None: species are in parameters in another way, and elements cannot be exchanged.
+    species_tables: ClassVar[Mapping[str, bool] | None] = None
 
     config: ArchitectureConfig
     key: Array | None = None
@@ -187,12 +196,53 @@ class Architecture(nnx.Module):
             "without Denoising."
         )
 
-    def with_elements(self, atomic_numbers: Sequence[int]) -> "Architecture":
-        """The model for some of its elements, equal on those; ``ValueError`` where it cannot."""
-        raise ValueError(
-            f"{type(self).__name__} cannot be cut down to fewer elements; use it as it is, or "
-            "train a smaller one."
-        )
+    def with_elements(
+        self, atomic_numbers: Collection[int], like: Mapping[int, int] | None = None
+    ) -> "Architecture":
+        """The model for these elements: equal for those that it has, which keep their order.
+
+        Others come after them, each as a copy of the one of the model's elements that it is
+        ``like``. Raises ``ValueError`` for elements that are neither, and where species are not
+        rows of tables.
+        """
+        if (per_species := self.species_tables) is None:
+            raise ValueError(
+                f"{type(self).__name__} does not say which of its parameters belong to an element "
+                "(species_tables), so it can have no others; train it anew."
+            )
+        known, origin = self.config.atomic_numbers, dict(like or {})
+        if unknown := sorted(z for z in atomic_numbers if origin.get(z, z) not in known):
+            raise ValueError(
+                f"atomic_numbers asks for {unknown}, which the model does not have; expected some "
+                f"of {list(known)}."
+            )
+        if not atomic_numbers:
+            raise ValueError("atomic_numbers is empty, expected at least one element.")
+        chosen = [z for z in known if z in atomic_numbers]
+        chosen += sorted(set(atomic_numbers) - set(known))
+        rows = jnp.array([known.index(z if z in known else origin[z]) for z in chosen])
+        factor = float(np.sqrt(len(chosen) / len(known)))
+
+        def select(path: tuple, value: Array) -> Array:
+            tables = [one_hot for part, one_hot in per_species.items() if part in path]
+            if not tables:
+                return value
+            return value[rows] * (factor if any(tables) else 1.0)
+
+        return self._rebuilt(self.config.for_elements(tuple(chosen)), select)
+
+    def _rebuilt(
+        self, config: ArchitectureConfig, select: Callable[[tuple, Array], Array]
+    ) -> "Architecture":
+        """The model of another config, each parameter made from the one of the same name."""
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
+        old = dict(nnx.to_flat_state(nnx.state(self)))
+        with jax.enable_x64(True):  # float64 weights stay float64
+            new = [
+                (path, param.replace(select(path, jnp.asarray(old[path][...]))))
+                for path, param in nnx.to_flat_state(state)
+            ]
+        return nnx.merge(graphdef, nnx.from_flat_state(new))
 
     def with_head(self, head: str) -> "Architecture":
         """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""

@@ -192,6 +192,8 @@ class Edges(NamedTuple):
 class Equiformer(Architecture):
     """Layers of attention over neighbours and feed-forward networks, then an energy per atom."""
 
+    species_tables = {"embedding": False}
+
     config: EquiformerConfig
 
     def __init__(self, config: EquiformerConfig, *, rngs: nnx.Rngs):

@@ -159,6 +159,8 @@ class Edges(NamedTuple):
 class EquiformerV2(Architecture):
     """Layers of attention over neighbours and feed-forward networks on spheres, then heads."""
 
+    species_tables = {"embedding": False, "senders": False, "receivers": False}
+
     config: EquiformerV2Config
 
     def __init__(self, config: EquiformerV2Config, *, rngs: nnx.Rngs):

@@ -218,6 +218,22 @@ class MACEConfig(ArchitectureConfig):
                         f"{last}."
                     )
 
+    def for_elements(self, atomic_numbers: tuple[int, ...]) -> "MACEConfig":
+        standard = dict(zip(atomic_numbers, covalent_radii(atomic_numbers).tolist(), strict=True))
+
+        def chosen(part: Any) -> Any:
+            if part is None or part.radii is None:
+                return part
+            radii = standard | dict(zip(self.atomic_numbers, part.radii, strict=True))
+            return dataclasses.replace(part, radii=tuple(radii[z] for z in atomic_numbers))
+
+        return dataclasses.replace(
+            self,
+            atomic_numbers=atomic_numbers,
+            distance_transform=chosen(self.distance_transform),
+            repulsion=chosen(self.repulsion),
+        )
+
     def build(self, *, rngs: nnx.Rngs) -> "MACE":
         return MACE(self, rngs=rngs)
 
@@ -252,6 +268,13 @@ class MACE(Architecture):
     """Layers of (sum over neighbours, symmetric power, readout)."""
 
     remats = frozenset(Remat)
+    species_tables = {
+        "embedding": True,
+        "source_embedding": True,
+        "target_embedding": True,
+        "species_linear": True,
+        "product_weights": False,
+    }
 
     config: MACEConfig
 
@@ -341,32 +364,7 @@ class MACE(Architecture):
         radii = self._radii(repulsion.radii, lengths, graph)
         return repulsion(lengths, pairs, self.config.atomic_numbers, radii) / 2
 
-    def with_elements(self, atomic_numbers: Sequence[int]) -> "MACE":
-        config = self.config
-        keep = _positions_of(atomic_numbers, config.atomic_numbers)
-
-        def cut(part: Any) -> Any:
-            if part is None or part.radii is None:
-                return part
-            return dataclasses.replace(part, radii=tuple(part.radii[i] for i in keep))
-
-        smaller = dataclasses.replace(
-            config,
-            atomic_numbers=tuple(config.atomic_numbers[i] for i in keep),
-            distance_transform=cut(config.distance_transform),
-            repulsion=cut(config.repulsion),
-        )
-        # tables that stand for a one-hot factor are divided by the root of the number of species
-        fewer = float(np.sqrt(len(keep) / len(config.atomic_numbers)))
-
-        def select(path: tuple, value: Array) -> Array:
-            if not _is_per_species(path):
-                return value
-            return value[jnp.array(keep)] * (1.0 if "product_weights" in path else fewer)
-
-        return _rebuilt(self, smaller, select)
-
-    def with_head(self, head: str) -> "MACE":
+    def with_head(self, head: str) -> "Architecture":
         config = self.config
         number, index = len(config.heads), config.head_index(head)
 
@@ -385,9 +383,9 @@ class MACE(Architecture):
                 return columns
             return jnp.split(columns, number, axis=0)[index] * float(number**-0.5)
 
-        return _rebuilt(self, smaller, select)
+        return self._rebuilt(smaller, select)
 
-    def with_copied_heads(self, heads: Sequence[str]) -> "MACE":
+    def with_copied_heads(self, heads: Sequence[str]) -> "Architecture":
         config, number = self.config, len(heads)
         if len(config.heads) != 1:
             raise ValueError(f"The model has heads {config.heads} already; expected one.")
@@ -407,7 +405,7 @@ class MACE(Architecture):
             # no head reads the hidden channels of another
             return jnp.kron(jnp.eye(number, dtype=value.dtype), value) * float(number**0.5)
 
-        return _rebuilt(self, larger, copied)
+        return self._rebuilt(larger, copied)
 
 
 class MACELayer(nnx.Module):
@@ -718,32 +716,3 @@ def _node_heads(graph: Graph) -> Int[Array, " nodes"]:
     if graph.head is None:
         return jnp.zeros(graph.num_nodes, jnp.int32)
     return jnp.asarray(graph.head)[graph.node_graph]
-
-
-def _positions_of(wanted: Sequence[int], known: tuple[int, ...]) -> list[int]:
-    """Where the wanted elements stand among the known, in the order of the known."""
-    if unknown := sorted(set(wanted) - set(known)):
-        raise ValueError(
-            f"atomic_numbers asks for {unknown}, which the model does not have; expected some of "
-            f"{list(known)}."
-        )
-    if not wanted:
-        raise ValueError("atomic_numbers is empty, expected at least one element.")
-    return [index for index, number in enumerate(known) if number in set(wanted)]
-
-
-def _is_per_species(path: tuple) -> bool:
-    tables = ("embedding", "species_linear", "product_weights", "source_embedding")
-    return any(part in (*tables, "target_embedding") for part in path)
-
-
-def _rebuilt(model: MACE, config: MACEConfig, select) -> MACE:
-    """The model of another config, each parameter made from the one of the same name."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
-    old = dict(nnx.to_flat_state(nnx.state(model)))
-    with jax.enable_x64(True):  # float64 weights stay float64
-        new = [
-            (path, param.replace(select(path, jnp.asarray(old[path][...]))))
-            for path, param in nnx.to_flat_state(state)
-        ]
-    return nnx.merge(graphdef, nnx.from_flat_state(new))

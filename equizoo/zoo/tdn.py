@@ -203,6 +203,8 @@ class Edges(NamedTuple):
 class TDN(Architecture):
     """Layers of attention over neighbours and feed-forward networks, then heads."""
 
+    species_tables = {"embedding": False}
+
     config: TDNConfig
 
     def __init__(self, config: TDNConfig, *, rngs: nnx.Rngs):

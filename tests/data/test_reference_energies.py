@@ -118,12 +118,27 @@ def test_refitting_recovers_shifts_of_a_rich_set():
         refit(E0, composition, np.full(4, np.nan))
 
 
+def test_energies_of_new_elements_explain_what_they_can_before_others_move():
+    composition = Composition.of(labelled(WATER, METHANE, AMMONIA, METHANOL))
+    shifts = np.array([0.1, -0.2, 900.0, 5.0])  # of H, C, N, O
+    moved = refit(E0, composition, composition.counts @ shifts, free=(7,))
+    np.testing.assert_allclose([moved[z] - E0[z] for z in E0], shifts, atol=1e-9)
+
+    single = Composition.of(labelled(AMMONIA, AMMONIA))
+    moved = refit(E0, single, np.array([903.0, 903.0]), free=(7,))
+    assert moved[1] == pytest.approx(E0[1], abs=1e-9)
+    assert moved[7] - E0[7] == pytest.approx(903.0)
+    with pytest.raises(ValueError, match="do not tell apart the energies of H, N, new"):
+        refit(E0, single, np.zeros(2), free=(1, 7))
+
+
 @dataclasses.dataclass
 class Base:
     """A model whose predictions are off by a constant."""
 
     reference_energies: dict[int, float]
     error: float = 0.0  # [eV] label minus prediction
+    placeholders: frozenset[int] = frozenset()
 
     def predict(self, atoms):
         return [dataclasses.replace(s, energy=s.energy - self.error) for s in atoms]
@@ -153,6 +168,7 @@ def test_each_choice_resolves_for_one_molecule(dataset):
         (Given({"H": -13.6}), (), "No reference energy for C, N, O in formamide/test.*some for H"),
         (FromModel(), (Base({1: 0.0, 6: 0.0}),), "No reference energy for N, O"),
         (FromModel(), (), "no base model"),
+        (FromModel(), (Base(E0, placeholders=frozenset([8])),), "O are new to the base model"),
         (RefitFromModel(), (Base({1: 0.0, 6: 0.0}),), "No reference energy for N, O"),
         (RefitFromModel(), (), "no base model"),
     ],

@@ -1,6 +1,8 @@
 """A tiny problem that trains in seconds: small clusters and crystals with Morse energies."""
 
+import contextlib
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from flax import nnx
 from equizoo.data.pipeline import Packing
 from equizoo.graph import Budget, make_frame
 from equizoo.structure import Structure
-from equizoo.zoo.mace import MACEConfig
+from equizoo.train import loop
+from equizoo.zoo.mace import Interaction, MACEConfig
 
 CUTOFF = 4.0
 SPECIES = (13, 29)
@@ -58,6 +61,7 @@ def tiny_model(seed: int = 0):
         hidden_l_max=1,
         l_max=1,
         correlation=2,
+        interactions=(Interaction.REAL_AGNOSTIC_RESIDUAL,),
         radial_widths=(8,),
         num_bessel=4,
         readout_channels=4,
@@ -72,6 +76,37 @@ def frames_of(structures):
 def packing_for(frames, batch_size: int = 3) -> Packing:
     nodes = batch_size * sum(f.num_nodes for f in frames) // len(frames)
     return Packing(Budget.of(frames, nodes=nodes, graphs=2 * batch_size), np.zeros(len(SPECIES)))
+
+
+@contextlib.contextmanager
+def every_step(see):
+    """Within it, ``see`` is given the report of each training step before the loop uses it."""
+    accumulate = loop._accumulate
+
+    def observed(progress, report, frames):
+        see(report)
+        accumulate(progress, report, frames)
+
+    loop._accumulate = observed
+    try:
+        yield
+    finally:
+        loop._accumulate = accumulate
+
+
+@contextlib.contextmanager
+def losses_written(file, pause=0.0):
+    """Within it, each step's loss is a line of ``file``, to the bit, also when the run is killed;
+    then a pause [s]."""
+    with open(file, "a") as losses:
+
+        def see(report):
+            losses.write(f"{np.asarray(report.loss).tobytes().hex()}\n")
+            losses.flush()
+            time.sleep(pause)
+
+        with every_step(see):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@
 """
 
 import sys
-import time
 from pathlib import Path
 
 from equizoo.train import hosts
@@ -14,10 +13,10 @@ if __name__ == "__main__":
 
 import jax
 import numpy as np
-from conftest import frames_of, make_structures, packing_for, tiny_model
+from conftest import frames_of, losses_written, make_structures, packing_for, tiny_model
 
-import equizoo.train.loop as loop
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.loop import fit
 
 PARTS = 4
 CONFIG = TrainConfig(
@@ -38,17 +37,8 @@ def problem():
 
 def run(folder: Path, pause: float) -> None:
     train, valid, packing = problem()
-    losses = open(folder / f"losses-{jax.process_index()}.txt", "a")  # noqa: SIM115 - survives a kill
-    accumulate = loop._accumulate
-
-    def observed(progress, report, frames):
-        losses.write(f"{np.asarray(report.loss).tobytes().hex()}\n")
-        losses.flush()
-        time.sleep(pause)
-        accumulate(progress, report, frames)
-
-    loop._accumulate = observed
-    fitted = loop.fit(tiny_model(), train, valid, packing, CONFIG, folder)
+    with losses_written(folder / f"losses-{jax.process_index()}.txt", pause):
+        fitted = fit(tiny_model(), train, valid, packing, CONFIG, folder)
     params = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(fitted.params))
     (folder / f"params-{jax.process_index()}").write_bytes(params)
     print("finished" if fitted.finished else "interrupted", len(jax.devices()))

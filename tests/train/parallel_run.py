@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from conftest import frames_of, make_structures, packing_for, tiny_model
+from conftest import every_step, frames_of, make_structures, packing_for, tiny_model
 
-import equizoo.train.loop as loop
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.loop import fit
 
 PARTS = 4
 CONFIG = TrainConfig(
@@ -28,20 +28,18 @@ CONFIG = TrainConfig(
 def run(folder: Path, last_step: int) -> None:
     frames = frames_of(make_structures(32))
     losses: list[float] = []
-    accumulate = loop._accumulate
+    devices: list[int] = []
 
-    def observed(progress, report, frames):
+    def see(report):
         losses.append(float(report.loss))
         devices.append(len(report.loss.sharding.device_set))
-        accumulate(progress, report, frames)
         if len(losses) == last_step:
             raise KeyboardInterrupt
 
-    devices: list[int] = []
-    loop._accumulate = observed
     try:
         packing = packing_for(frames, CONFIG.batch_size // PARTS)
-        fitted = loop.fit(tiny_model(), frames[:24], frames[24:], packing, CONFIG, folder)
+        with every_step(see):
+            fitted = fit(tiny_model(), frames[:24], frames[24:], packing, CONFIG, folder)
         params = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(fitted.params)]
     except KeyboardInterrupt:
         params = []

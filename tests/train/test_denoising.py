@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SPECIES, make_structures, packing_for
+from conftest import SPECIES, every_step, make_structures, packing_for
 from flax import nnx
 
 import equizoo.train.loop as loop
@@ -140,19 +140,16 @@ def test_what_cannot_be_is_refused(frames, tmp_path):
 # ---- runs
 
 
-def losses_of(folder, frames, config, monkeypatch, stop_after=None):
+def losses_of(folder, frames, config, stop_after=None):
     """The losses of a run, as bytes; ``stop_after`` some steps it is killed."""
     seen = []
-    accumulate = loop._accumulate
 
-    def observed(progress, report, frames):
+    def see(report):
         seen.append(np.asarray(report.loss).tobytes())
         if len(seen) == stop_after:
             raise KeyboardInterrupt
-        accumulate(progress, report, frames)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_accumulate", observed)
+    with every_step(see):
         try:
             fit(tiny_model(), frames[:18], frames[18:], packing_for(frames), config, folder)
         except KeyboardInterrupt:
@@ -160,23 +157,24 @@ def losses_of(folder, frames, config, monkeypatch, stop_after=None):
     return seen
 
 
-def test_a_killed_run_goes_on_with_the_same_noise(frames, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_the_same_noise(frames, tmp_path):
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
-    whole = losses_of(tmp_path / "whole", frames, CONFIG, monkeypatch)
-    seen = losses_of(tmp_path / "killed", frames, CONFIG, monkeypatch, stop_after=13)
-    again = losses_of(tmp_path / "killed", frames, CONFIG, monkeypatch)
+    whole = losses_of(tmp_path / "whole", frames, CONFIG)
+    seen = losses_of(tmp_path / "killed", frames, CONFIG, stop_after=13)
+    again = losses_of(tmp_path / "killed", frames, CONFIG)
     assert seen == whole[:13] and again == whole[10:] and len(whole) == 24
 
 
-def test_noise_is_learned_and_changes_nothing_but_through_learning(frames, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_noise_is_learned_and_changes_nothing_but_through_learning(frames, tmp_path):
     """The first step's loss, where the coin fell on tails, is that of a run without the task."""
     long = dataclasses.replace(CONFIG, epochs=12)
     for folder in ("with", "without"):
         (tmp_path / folder).mkdir()
-    task = losses_of(tmp_path / "with", frames, long, monkeypatch)
+    task = losses_of(tmp_path / "with", frames, long)
     plain = dataclasses.replace(long, auxiliary=None)
-    without = losses_of(tmp_path / "without", frames, plain, monkeypatch)
+    without = losses_of(tmp_path / "without", frames, plain)
     values = [np.frombuffer(x, np.float32)[0] for x in task]
     assert np.mean(values[-12:]) < 0.8 * np.mean(values[:12])
     stream = training_stream(

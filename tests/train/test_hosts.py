@@ -39,7 +39,7 @@ def start(folder: Path, command: tuple = (), *, pause: float = 0.0) -> list[subp
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2",
     }
     command = command or (HERE / "hosts_run.py", folder, str(pause))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -85,7 +85,7 @@ def rows(folder: Path) -> list[dict]:
 def assert_same_result(a: Path, b: Path) -> None:
     assert rows(a) == rows(b)
     (params,) = {(folder / f"params-{i}").read_bytes() for folder in (a, b) for i in range(2)}
-    assert len(params) > 1000
+    assert len(params) > 500
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,7 @@ def test_the_first_alone_writes(whole):
     assert len(list((whole / "tensorboard").glob("events*"))) == 1
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_result_is_the_same_to_the_bit(whole, tmp_path):
     folder = tmp_path / "killed"
     processes = start(folder, pause=0.2)
@@ -174,6 +175,7 @@ def test_a_process_alone_is_the_first_and_hears_itself():
         on_first(lambda: (_ for _ in ()).throw(ValueError("no good")))
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_with_several_processes(tmp_path):
     write_structures(tmp_path / "data.xyz", make_structures(24))
     model = to_dict(tiny_model().config) | {"architecture": "mace"}

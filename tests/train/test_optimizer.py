@@ -23,7 +23,7 @@ def named(params):
 
 def test_parameter_names_are_dotted_paths():
     names = set(named(params_of(tiny_model())))
-    assert {"embedding", "layers.0.radial.kernels.0", "layers.1.product_weights"} <= names
+    assert {"embedding", "layers.0.radial.kernels.0", "layers.0.product_weights"} <= names
     assert "layers.0.linear.kernels.1o" in names
 
 

@@ -50,7 +50,8 @@ def run(folder: Path, devices: int, last_step: int = 100) -> dict:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(HERE.parents[1]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+        + f" --xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, HERE / "parallel_run.py", folder, str(last_step)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -72,6 +73,7 @@ def test_many_devices_give_the_result_of_one(alone, tmp_path):
     np.testing.assert_allclose(many["params"], alone["params"], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(alone, tmp_path):
     started = run(tmp_path / "moved", 2, last_step=5)
     assert set(started["devices"]) == {2} and len(started["losses"]) == 5

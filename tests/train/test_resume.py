@@ -1,6 +1,7 @@
 """A run that is killed goes on as if nothing had happened, bit for bit."""
 
 import os
+import random
 import re
 import resource
 import signal
@@ -121,6 +122,25 @@ def test_sigterm_saves_the_step_in_progress_and_exits_cleanly(uninterrupted, tmp
     assert final_params(folder) == final_params(uninterrupted)
 
 
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(uninterrupted, tmp_path):
+    """While compiling, between steps, while a checkpoint is written: whatever it hits."""
+    folder, draw = tmp_path / "hunted", random.Random(0)
+    folder.mkdir()
+    for _ in range(20):
+        seen = len(losses(folder)) if (folder / "losses.txt").exists() else 0
+        process = start(folder, pause=0.02)
+        wait_for_losses(folder, seen + draw.choice([0, 0, 1, 2, 4]), process)
+        time.sleep(draw.uniform(0, 0.2))
+        assert process.poll() is None, "it came to its end before the twentieth kill"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "finished" in finish(start(folder))
+    assert rows_without_time(folder) == rows_without_time(uninterrupted)
+    assert final_params(folder) == final_params(uninterrupted)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(resource, "prlimit"), reason="only Linux can limit a running process"
 )

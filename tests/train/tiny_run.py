@@ -4,14 +4,12 @@
 """
 
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-from conftest import frames_of, make_structures, packing_for, tiny_model
+from conftest import frames_of, losses_written, make_structures, packing_for, tiny_model
 
-import equizoo.train.loop as loop
 from equizoo.train.config import LossWeights, Optimizer, SecondStage, TrainConfig
+from equizoo.train.loop import fit
 
 CONFIG = TrainConfig(
     epochs=6,
@@ -25,20 +23,8 @@ CONFIG = TrainConfig(
 
 def run(folder: Path, pause: float = 0.0):
     frames = frames_of(make_structures(24))
-    losses = open(folder / "losses.txt", "a")  # noqa: SIM115 - must survive a kill line by line
-    accumulate = loop._accumulate
-
-    def observed(progress, report, frames):
-        losses.write(f"{np.asarray(report.loss).tobytes().hex()}\n")
-        losses.flush()
-        time.sleep(pause)
-        accumulate(progress, report, frames)
-
-    loop._accumulate = observed
-    try:
-        return loop.fit(tiny_model(), frames[:18], frames[18:], packing_for(frames), CONFIG, folder)
-    finally:
-        loop._accumulate = accumulate
+    with losses_written(folder / "losses.txt", pause):
+        return fit(tiny_model(), frames[:18], frames[18:], packing_for(frames), CONFIG, folder)
 
 
 if __name__ == "__main__":

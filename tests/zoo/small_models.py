@@ -4,14 +4,15 @@ import collections
 import dataclasses
 import enum
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from equizoo.graph import Budget, batch_frames, unbatch_nodes
-from equizoo.neighbors import NeighborLimit
+from equizoo.graph import Budget, batch_frames, edge_vectors, unbatch_nodes
+from equizoo.neighbors import NeighborLimit, nearest_neighbors, neighbor_list
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
 from equizoo.tensor_products.cp_decomposed import Schedule
@@ -116,6 +117,12 @@ def predict(graphdef, state, graph):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def node_energies(graphdef, state, graph):
+    model = nnx.merge(graphdef, state)
+    return model.node_energies(edge_vectors(graph, model.config.cutoff), graph)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.value_and_grad, argnums=1)
 def training_loss(graphdef, state, graph, target):
     """Squared errors of energy, forces and stress: its gradient is a double backward pass."""
@@ -163,6 +170,41 @@ class SmallModel:
 @functools.cache
 def small_model(name):
     return SmallModel(small_config(name))
+
+
+class Together(NamedTuple):
+    """Structures side by side as an oracle takes them, so that it is compiled once for all."""
+
+    numbers: np.ndarray
+    positions: np.ndarray  # [Å]
+    senders: np.ndarray
+    receivers: np.ndarray
+    shifts: np.ndarray  # [Å]
+
+    @classmethod
+    def of(cls, structures, limit=None):
+        parts, nodes = [], 0
+        for s in structures:
+            near = neighbor_list(s.positions, s.cell, s.pbc, CUTOFF)
+            if limit is not None:
+                near = nearest_neighbors(near, s.positions, s.cell, limit)
+            edges = near.senders + nodes, near.receivers + nodes, near.shifts @ s.cell
+            parts.append(cls(s.atomic_numbers, s.positions, *edges))
+            nodes += s.num_nodes
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    @property
+    def alone(self):
+        """Each atom with nothing but an image of itself at the cutoff, where envelopes vanish."""
+        itself = np.arange(len(self.numbers))
+        away = np.tile([[CUTOFF, 0.0, 0.0]], (len(itself), 1))
+        return Together(self.numbers, np.zeros_like(self.positions), itself, itself, away)
+
+
+def together(model, structures, **options):
+    """The sum of the model's energies of structures, and their forces, in one batch."""
+    energies, forces, _ = zip(*model.predict(structures, **options), strict=True)
+    return sum(energies), np.concatenate(forces)
 
 
 def derivative(function, step):

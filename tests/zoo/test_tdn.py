@@ -14,16 +14,18 @@ from small_models import (
     FLAT,
     STRUCTURES,
     SmallModel,
+    Together,
     assert_close,
     molecule,
+    node_energies,
     small_config,
+    together,
     turned,
 )
 from tdn_oracle import Oracle, couplings, random_factors, random_state
 
 from equizoo.graph import edge_vectors
 from equizoo.layers.radial import polynomial_envelope
-from equizoo.neighbors import neighbor_list
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.cp_decomposed import CPDecomposed, Schedule
 from equizoo.tensor_products.gaunt_grid import GauntGrid
@@ -95,53 +97,49 @@ def dumped(checkpoint, folder, cache=None, **options):
     return read_dump(folder)
 
 
-def oracle_results(state, tensor, structure, envelope=None, isolated=False):
-    """Energy, minus its gradient, and forces of the head."""
+def oracle_results(state, tensor, structures, envelope=None, isolated=False):
+    """The sum of energies, minus its gradient, and forces of the head."""
     state = {name: jnp.asarray(x, jnp.float64) for name, x in state.items()}
     oracle = Oracle(state, tensor, CUTOFF, AVG_NUM_NODES, AVG_DEGREE, envelope)
-    near = neighbor_list(structure.positions, structure.cell, structure.pbc, CUTOFF)
-    numbers, shifts = structure.atomic_numbers, near.shifts @ structure.cell
+    given = Together.of(structures)
 
-    @jax.jit
-    def outputs(positions):
-        vectors = positions[near.senders] - positions[near.receivers] - shifts
-        energies, forces = oracle(vectors, numbers, near.senders, near.receivers)
+    def outputs(positions, given):
+        vectors = positions[given.senders] - positions[given.receivers] - given.shifts
+        energies, forces = oracle(vectors, given.numbers, given.senders, given.receivers)
         return energies.sum(), forces
 
     with jax.numpy_rank_promotion("allow"):  # the oracle broadcasts as numpy does
-        positions = jnp.asarray(structure.positions)
-        (energy, direct), gradient = jax.value_and_grad(outputs, has_aux=True)(positions)
-        if isolated:  # an image of itself at the cutoff, where the envelope is zero
-            itself, away = np.zeros(1, int), jnp.array([[CUTOFF, 0, 0]])
-            energy -= sum(oracle(away, np.array([z]), itself, itself)[0][0] for z in numbers)
+        positions = jnp.asarray(given.positions)
+        evaluated = jax.value_and_grad(functools.partial(outputs, given=given), has_aux=True)
+        (energy, direct), gradient = jax.jit(evaluated)(positions)
+        if isolated:
+            lone = jax.jit(functools.partial(outputs, given=given.alone))
+            energy -= lone(jnp.asarray(given.alone.positions))[0]
     return energy, -gradient, direct
 
 
-kinds = pytest.mark.parametrize("kind", ["molecule", "triclinic"])
+TWO = [STRUCTURES["molecule"], STRUCTURES["triclinic"]]
 
 
-@kinds
 @pytest.mark.parametrize("l_max", [1, 2])
-def test_a_converted_checkpoint_against_the_original(l_max, kind, tmp_path):
+def test_a_converted_checkpoint_against_the_original(l_max, tmp_path):
     """Factors of any tensor, evaluated as a matrix here and term by term there."""
-    factors, structure = random_factors(l_max, 7 * l_max**2), STRUCTURES[kind]
+    factors = random_factors(l_max, 7 * l_max**2)
     tensor = np.einsum("ir,jr,kr->ijk", *(np.float64(factors[f"cp_{x}"]) for x in "abc"))
-    energy, _, forces = oracle_results(state_of(l_max), tensor, structure)
-    found = model_of(converted(l_max, tmp_path)).one(structure)
+    energy, _, forces = oracle_results(state_of(l_max), tensor, TWO)
+    found = together(model_of(converted(l_max, tmp_path)), TWO)
     assert abs(energy) > 1e-2 and np.abs(forces).max() > 1e-2
-    assert_close(found[:2], (energy, forces), ORACLE)
+    assert_close(found, (energy, forces), ORACLE)
     assert converted(l_max, tmp_path).config.defect > 0.1
 
 
-@kinds
 @pytest.mark.parametrize(
     ("form", "l_max"), [("matrix", 1), ("matrix", 2), ("matrix", 3), ("neighbors", 2)], ids=str
 )
-def test_the_exact_model_against_the_formulas(form, l_max, kind, tmp_path):
-    structure = STRUCTURES[kind]
+def test_the_exact_model_against_the_formulas(form, l_max, tmp_path):
     envelope = functools.partial(polynomial_envelope, cutoff=CUTOFF, p=5)
     expected = oracle_results(
-        state_of(l_max), couplings(l_max, unit_variance=True), structure, envelope, isolated=True
+        state_of(l_max), couplings(l_max, unit_variance=True), TWO, envelope, isolated=True
     )
     model = model_of(
         converted(l_max, tmp_path),
@@ -151,15 +149,15 @@ def test_the_exact_model_against_the_formulas(form, l_max, kind, tmp_path):
         isolated=Isolated.SUBTRACTED,
     )
     assert np.abs(expected[1]).max() > 1e-2
-    assert_close(model.one(structure)[:2], expected[:2], ORACLE)
+    assert_close(together(model, TWO), expected[:2], ORACLE)
     if l_max == 1:
-        assert_close(model.one(structure, budget=FLAT)[:2], expected[:2], ORACLE)
+        assert_close(together(model, TWO, budget=FLAT), expected[:2], ORACLE)
 
 
 @pytest.mark.parametrize(("form", "l_max"), [(Form.MATRIX, 1), (Form.PRODUCT, 2)], ids=str)
 def test_an_exact_decomposition_is_the_bare_couplings(l_max, form, tmp_path):
     """Ranks 8 and 30, with the paper's normalisation."""
-    expected = oracle_results(state_of(l_max), couplings(l_max), molecule())
+    expected = oracle_results(state_of(l_max), couplings(l_max), [molecule()])
     product = dataclasses.replace(published_product(Schedule.EXACT), form=form)
     model = model_of(converted(l_max, tmp_path), tensor_product=product)
     assert model.config.defect == 0
@@ -402,14 +400,15 @@ def test_impossible_options(fields, message):
 def test_what_is_dropped_while_training():
     model = SmallModel(small_config("tdn", alpha_dropout=0.3))
     graph = jax.tree.map(jnp.asarray, model.batch([molecule(1)]))
-    plain = np.asarray(model.model.node_energies(*vectors_and(graph)))
+    plain = np.asarray(node_energies(model.graphdef, model.state, graph))
 
+    @jax.jit
     def energies(key):
         instance = nnx.merge(model.graphdef, model.state)
         instance.key = key
-        return np.asarray(instance.node_energies(*vectors_and(graph)))
+        return instance.node_energies(*vectors_and(graph))
 
-    first, again, second = (energies(jax.random.key(seed)) for seed in (0, 0, 1))
+    first, again, second = (np.asarray(energies(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - plain).max() > 1e-9 and np.abs(first - second).max() > 1e-9
 
