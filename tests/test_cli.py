@@ -289,6 +289,14 @@ def test_finetune_shows_errors_before_and_after(here, capsys, tmp_path):
     )
 
 
+def test_new_elements_are_given_in_pairs(here, capsys, tmp_path):
+    command = ("finetune", "base/model", "new.xyz", "--out", tmp_path / "run", "--new-elements")
+    assert "expected pairs such as Si=C P=N" in fails(capsys, *command, "SiC")
+    assert "with one new element twice" in fails(capsys, *command, "Si=Al", "Si=Cu")
+    assert "does not know U, which new elements are to be like" in fails(capsys, *command, "Si=U")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_choice_of_reference_energies_without_options_is_offered(here, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["finetune", "--help"])

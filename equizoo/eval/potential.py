@@ -232,7 +232,7 @@ class Potential:
 
     def _with_model(self, model: Architecture, energies: Any) -> "Potential":
         levels = {head: self._levels[head] for head in model.config.heads}
-        return Potential(
+        other = Potential(
             model,
             reference_energies=energies,
             energy_reference=self.energy_reference,
@@ -242,6 +242,8 @@ class Potential:
             head=self.head,
             source=self.source,
         )
+        other.placeholders = self.placeholders & set(model.config.atomic_numbers)
+        return other
 
     def _set_heads(
         self, energies: Mapping[str, Mapping[int, float]], levels: Mapping[str, str]
@@ -455,8 +457,14 @@ class Potential:
         """Writes a model folder that :func:`load` reads back exactly; the SHA-256 of the weights.
 
         ``golden`` adds a few generated structures with their outputs, which loading checks. Raises
-        ``ValueError`` when the folder exists and is not empty.
+        ``ValueError`` when the folder exists and is not empty, and while reference energies of new
+        elements mean nothing.
         """
+        if self.placeholders:
+            raise ValueError(
+                f"The model has no reference energies for {symbols(sorted(self.placeholders))} "
+                "yet; fine-tune it, or give them with with_reference_energies."
+            )
         block: dict[str, Any] = {
             "energy_reference": str(self.energy_reference),
             "level_of_theory": self.level_of_theory,

@@ -44,7 +44,7 @@ def files(tmp_path_factory):
     return str(folder / "new.xyz"), str(folder / "old.xyz")
 
 
-def test_new_elements_start_as_those_they_are_like(base):
+def test_new_elements_start_as_those_they_are_like(base, tmp_path):
     larger = base.with_new_elements({"Ag": "Cu"})
     assert larger.placeholders == {SILVER} and larger.card is None
     copper = make_structures(2)[1]
@@ -53,6 +53,10 @@ def test_new_elements_start_as_those_they_are_like(base):
     results = base.predict(copper), larger.predict(silver), larger.predict(copper)
     energies = [result.energy for result in results]
     np.testing.assert_allclose(energies, energies[0], atol=1e-5)
+    assert larger.with_elements(["Cu", "Ag"]).placeholders == {SILVER}
+    with pytest.raises(ValueError, match="no reference energies for Ag yet"):
+        larger.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     settled = larger.with_reference_energies(ENERGIES | {SILVER: -7.0}, "tiny")
     assert not settled.placeholders
     added = 5.0 * np.sum(numbers == SILVER)
