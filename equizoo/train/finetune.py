@@ -17,7 +17,7 @@ from equizoo.data.readers import Dataset
 from equizoo.eval.doctor import ModelFacts, compare_with_model
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential
-from equizoo.structure import require_same_reference
+from equizoo.structure import require_same_reference, symbols
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.hosts import is_first, on_first
 from equizoo.train.recipe import (
@@ -80,9 +80,9 @@ def finetune(
     level of theory), so weights need not learn a constant. Errors of the base model on the new data
     are measured with the new reference energies; on ``old`` data each model uses its own.
 
-    Raises ``ValueError`` when the data's energy reference is not the model's, or the data have
-    elements that the model lacks, and when the doctor finds errors in them (unless ``data.checks``
-    says otherwise).
+    Raises ``ValueError`` when the data's energy reference is not the model's, the data have
+    elements that the model lacks or none of the new ones, and when the doctor finds errors in them
+    (unless ``data.checks`` says otherwise).
     """
     folder = Path(folder)
     training = training or finetune_training()
@@ -107,6 +107,11 @@ def finetune(
     known = base = base.only_head()
     if new_elements:
         base = base.with_new_elements(new_elements)
+        if absent := sorted(base.placeholders - set(prepared.train.elements)):
+            raise ValueError(
+                f"{symbols(absent)} are to be new elements, but {data.train} has none to learn "
+                "from; leave them out."
+            )
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
