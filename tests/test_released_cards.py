@@ -14,7 +14,7 @@ from equizoo.registry import MODELS
 
 BUNDLED = [name for name, entry in MODELS.items() if entry.source == "bundled"]
 # Sums in another order, on another processor: the printed figures have three to five digits.
-SAME = {"rel": 2e-3, "abs": 2e-3}
+SAME = {"rel": 5e-3, "abs": 2e-3}  # float32: code that LLVM has optimised rounds otherwise
 
 
 def evaluations(name):
