@@ -13,7 +13,7 @@ from flax import nnx
 
 from equizoo.data.pipeline import Packing
 from equizoo.graph import Budget, make_frame
-from equizoo.structure import Structure
+from equizoo.structure import EnergyReference, Structure
 from equizoo.train import loop
 from equizoo.zoo.mace import Interaction, MACEConfig
 
@@ -107,6 +107,20 @@ def losses_written(file, pause=0.0):
 
         with every_step(see):
             yield
+
+
+@pytest.fixture(scope="session")
+def base():
+    """A potential that knows nothing but its own opinion, which is what may be forgotten."""
+    from equizoo.eval.potential import Potential  # which processes that only train do without
+
+    return Potential(
+        tiny_model(),
+        reference_energies=dict(zip(SPECIES, (-1.0, -2.0), strict=True)),
+        energy_reference=EnergyReference.TOTAL,
+        level_of_theory="tiny",
+        name="tiny",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,30 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import SPECIES, make_structures, tiny_model
+from conftest import SPECIES, make_structures
 from test_recipe import TRAINING
 
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import FromModel, RefitFromModel
-from equizoo.eval.potential import Potential, load
-from equizoo.structure import EnergyReference
+from equizoo.eval.potential import load
 from equizoo.train.finetune import finetune
 from equizoo.train.recipe import DataConfig
 from equizoo.train.replay import BASE, Replay
 
-ENERGIES = {13: -1.0, 29: -2.0}
 SILVER, OFFSET = 47, -1000.0  # [eV] of an atom, another than those known
-
-
-@pytest.fixture(scope="module")
-def base() -> Potential:
-    return Potential(
-        tiny_model(),
-        reference_energies=ENERGIES,
-        energy_reference=EnergyReference.TOTAL,
-        level_of_theory="tiny",
-        name="tiny",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +44,8 @@ def test_new_elements_start_as_those_they_are_like(base, tmp_path):
     with pytest.raises(ValueError, match="no reference energies for Ag yet"):
         larger.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
-    settled = larger.with_reference_energies(ENERGIES | {SILVER: -7.0}, "tiny")
+    energies_known = dict(base.reference_energies)
+    settled = larger.with_reference_energies(energies_known | {SILVER: -7.0}, "tiny")
     assert not settled.placeholders
     added = 5.0 * np.sum(numbers == SILVER)
     assert settled.predict(silver).energy == pytest.approx(energies[0] - added, abs=1e-4)
@@ -93,7 +81,8 @@ def test_fine_tuning_on_a_new_element(base, files, tmp_path):
     assert tuned.config.atomic_numbers == (*SPECIES, SILVER)
     assert tuned.reference_energies[SILVER] == pytest.approx(OFFSET, abs=10)
     before = tuned.with_head(BASE)
-    assert dict(before.reference_energies) == ENERGIES | {SILVER: tuned.reference_energies[SILVER]}
+    expected = dict(base.reference_energies) | {SILVER: tuned.reference_energies[SILVER]}
+    assert dict(before.reference_energies) == expected
     with pytest.raises(ValueError, match="Ag are new to the base model.*refit_from_model"):
         finetune(
             base,

@@ -4,32 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import SPECIES, make_structures, tiny_model
+from conftest import SPECIES, make_structures
 from test_recipe import TRAINING
 
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import RefitFromModel
-from equizoo.eval.potential import Potential, load
+from equizoo.eval.potential import load
 from equizoo.graph import Budget, batch_labels, make_frame
-from equizoo.structure import EnergyReference
 from equizoo.train.config import LossWeights, Optimizer
 from equizoo.train.finetune import finetune
 from equizoo.train.recipe import DataConfig
 from equizoo.train.replay import BASE, HEADS, NEW, LabelsFrom, Replay, Selection, farthest
 
 LEVEL = "tiny"
-
-
-@pytest.fixture(scope="module")
-def base() -> Potential:
-    """A model that knows nothing but its own opinion, which is what may be forgotten."""
-    return Potential(
-        tiny_model(),
-        reference_energies={13: -1.0, 29: -2.0},
-        energy_reference=EnergyReference.TOTAL,
-        level_of_theory=LEVEL,
-        name="tiny",
-    )
 
 
 @pytest.fixture(scope="module")
