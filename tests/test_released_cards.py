@@ -14,7 +14,7 @@ from equizoo.registry import MODELS
 
 BUNDLED = [name for name, entry in MODELS.items() if entry.source == "bundled"]
 # Sums in another order, on another processor: the printed figures have three to five digits.
-SAME = {"rel": 5e-3, "abs": 2e-3}  # float32: code that LLVM has optimised rounds otherwise
+SAME = {"rel": 2e-3, "abs": 2e-3}
 
 
 def evaluations(name):
@@ -46,6 +46,7 @@ def test_cards_print_what_was_measured(name):
             assert (MODELS.folder / address).is_file(), address
 
 
+@pytest.mark.slow  # so as users compile: float32 rounds otherwise in code that is not optimised
 @pytest.mark.parametrize(("name", "dataset"), pairs())
 def test_a_sample_of_the_errors_comes_out_again(name, dataset):
     (row,) = [row for row in evaluations(name) if row["dataset"] == dataset]
