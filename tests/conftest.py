@@ -1,11 +1,11 @@
 """Numerics of the test run: float64 on, no silent promotion of dtype or rank."""
 
-import collections
 import os
 import zlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import flax
 import hypothesis
 import jax
 import pytest
@@ -20,35 +20,30 @@ hypothesis.settings.register_profile("nightly", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_report_header():
+    return (
+        f"jax {jax.__version__}, flax {flax.__version__}, XLA_FLAGS={os.environ.get('XLA_FLAGS')}"
+    )
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--every",
         type=int,
         default=1,
         metavar="N",
-        help="of the cases of a test run every N-th, at least one; another start for each test",
+        help="about one of N tests, chosen by name",
     )
 
 
 def pytest_collection_modifyitems(config, items):
     every = config.getoption("every")
-    if every > 1:
-        chosen = _every(every, items)
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = [item for item in items if item in chosen]
+    left_out = [item for item in items if zlib.crc32(item.nodeid.encode()) % every]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     if config.pluginmanager.hasplugin("xdist"):
         _share_out(items)
-
-
-def _every(n, items):
-    tests = collections.defaultdict(list)
-    for item in items:
-        tests[item.nodeid.partition("[")[0]].append(item)
-    return {
-        case
-        for name, cases in tests.items()
-        for case in cases[zlib.crc32(name.encode()) % min(n, len(cases)) :: n]
-    }
 
 
 def _share_out(items):
