@@ -68,8 +68,10 @@ class SecondStage:
 class Optimizer:
     """Adam in one of its forms, its schedule, and what is averaged, decayed, clipped, frozen.
 
-    ``muon`` orthogonalises the momentum of matrices (Jordan et al. 2024,
-    https://kellerjordan.github.io/posts/muon) and is Adam for everything else.
+    ``muon`` orthogonalises the momentum of the matrices of linear layers (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), scaled by the root of their outputs (the spectral
+    condition of Yang et al. 2023, arXiv:2310.17813, where weights have unit variance), and is Adam
+    for everything else.
     """
 
     kind: Literal["adamw", "amsgrad", "muon"] = "amsgrad"

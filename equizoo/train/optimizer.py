@@ -51,18 +51,35 @@ def make_optimizer(
     return optax.GradientTransformation(chain.init, update)
 
 
+# Parameters that are matrices over their last two axes: inputs, outputs. Others (weights per path
+# and channel, of norms, per species) are not, whatever their shape.
+_MATRICES = ("*.kernel", "*.kernels", "*.kernels.*", "*.planar.*", "*.pointwise.*")
+
+
 def _direction(kind: str, params: Any) -> optax.GradientTransformation:
     if kind != "muon":
         return {"adamw": optax.scale_by_adam, "amsgrad": optax.scale_by_amsgrad}[kind]()
-    muon = optax.contrib.scale_by_muon(
-        weight_dimension_numbers=lambda some: jax.tree.map(
-            lambda _: optax.contrib.MuonDimensionNumbers(), some
-        )
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    orthogonal = optax.contrib.scale_by_muon(
+        weight_dimension_numbers=lambda some: jax.tree.map(lambda _: axes, some)
     )
     return optax.partition(
-        {"matrix": muon, "other": optax.scale_by_adam()},
-        lambda some: jax.tree.map(lambda leaf: "matrix" if leaf.ndim == 2 else "other", some),
+        {
+            "matrix": optax.chain(orthogonal, optax.stateless(lambda some, _: _of_size_one(some))),
+            "other": optax.scale_by_adam(),
+        },
+        lambda some: jax.tree.map(
+            lambda named, leaf: "matrix" if named and leaf.ndim > 1 else "other",
+            match_paths(some, _MATRICES, must_match=False),
+            some,
+        ),
     )
+
+
+def _of_size_one(updates: Any) -> Any:
+    """Orthogonal matrices times the root of their outputs: entries up to one, as in Adam's updates,
+    and layers that divide by the root of their inputs change all outputs alike, however wide."""
+    return jax.tree.map(lambda update: update * update.shape[-1] ** 0.5, updates)
 
 
 def _scaled(updates: Any, rates: Mapping[str, float]) -> Any:

@@ -124,22 +124,15 @@ def test_rates_are_factors_of_the_learning_rate_by_path(kind):
         np.testing.assert_allclose(update, factor * plain[name], rtol=1e-6)
 
 
-def test_muon_orthogonalises_matrices_only():
+def test_muon_is_adam_for_all_but_the_matrices_of_linear_layers():
     params = params_of(tiny_model())
-    config = Optimizer(kind="muon", weight_decay=0.0, warmup_steps=0, learning_rate=1.0)
+    plain = {"weight_decay": 0.0, "warmup_steps": 0, "learning_rate": 1.0}
     gradients = [gradient_like(params)]
-    muon = updates_of(config, gradients, params)
-    adam = updates_of(
-        Optimizer(kind="adamw", weight_decay=0.0, warmup_steps=0, learning_rate=1.0),
-        gradients,
-        params,
-    )
+    muon = updates_of(Optimizer(kind="muon", **plain), gradients, params)
+    adam = updates_of(Optimizer(kind="adamw", **plain), gradients, params)
     for name, update in muon.items():
-        if update.ndim == 2 and min(update.shape) > 1:
-            values = np.linalg.svd(update, compute_uv=False)
-            assert values[0] < 2 * values[-1], name
-        elif update.ndim != 2:
-            np.testing.assert_allclose(update, adam[name], rtol=1e-6)
+        as_adam = np.allclose(update, adam[name], rtol=1e-6)
+        assert as_adam == ("kernels" not in name), name
 
 
 def test_frozen_parameters_have_no_moments():

@@ -40,6 +40,9 @@ from small_models import (
 from equizoo.config import from_dict, to_dict
 from equizoo.graph import batch_frames
 from equizoo.structure import Structure
+from equizoo.train.config import Optimizer
+from equizoo.train.optimizer import make_optimizer
+from equizoo.train.parameter_paths import path_name
 from equizoo.zoo._base import ArchitectureConfig, Symmetry
 
 pytestmark = pytest.mark.parametrize("name", CASES)
@@ -51,6 +54,9 @@ SAME = 1e-12  # float64, the same sums in another order
 DIFFERENCE = 1e-6  # of finite differences, which are exact to 1e-8 or so
 STEP = 1e-4  # [Å] of differences; envelopes are steep near the cutoff
 SEEDS = st.integers(0, 2**32 - 1)
+NO_MATRICES = {  # by species, by head, by path or degree and channel
+    "embedding", "senders", "receivers", "dot", "product_weights", "weights",
+}  # fmt: skip
 
 
 def evaluate(name, structure, dtype, **options):
@@ -389,6 +395,30 @@ def test_other_elements_change_nothing_for_those_kept(name):
         model.with_elements((1, 14))
     with pytest.raises(ValueError, match="at least one element"):
         model.with_elements(())
+
+
+def test_muon_knows_the_matrices_of_linear_layers(name):
+    """Their singular values are near the root of their outputs; other arrays move as by Adam."""
+    params = small_model(name).state
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+    def updates(kind):
+        config = Optimizer(kind=kind, weight_decay=0.0, warmup_steps=0, learning_rate=1.0)
+        optimizer = make_optimizer(config, params, 10)
+        found = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)[0]
+        return {path_name(k): v for k, v in jax.tree_util.tree_leaves_with_path(found)}
+
+    adam, matrices = updates("adamw"), 0
+    for path, update in updates("muon").items():
+        if np.allclose(update, adam[path], rtol=1e-6):
+            last = path.rpartition(".")[2]
+            assert update.ndim < 2 or last in NO_MATRICES, f"{path} looks like a matrix"
+        else:
+            matrices += 1
+            values = np.linalg.svd(update, compute_uv=False) / update.shape[-1] ** 0.5
+            assert values.mean() > 0.5 and values.max() < 1.5, path
+    assert matrices > 5
 
 
 @pytest.mark.parametrize(
