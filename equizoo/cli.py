@@ -389,6 +389,7 @@ def train(
     data_checks: Annotated[DataChecks | None, tyro.conf.EnumChoicesFromValues] = None,
     workers: int = 0,
     host: str | None = None,
+    wandb: str | None = None,
     json: Json = None,
 ) -> None:
     """Train a model from scratch after a recipe (a JSON file, see recipes/).
@@ -402,6 +403,7 @@ def train(
         workers: processes that read prepared data ahead, instead of threads; results are the same.
         host: the place of this process among several that train one model: auto, as SLURM, Open
             MPI, Kubernetes or a TPU pod says, or INDEX/NUMBER@ADDRESS:PORT of the first.
+        wandb: project of Weights & Biases to show the run in, beside TensorBoard.
     """
     from equizoo.data.pipeline import Reading
     from equizoo.train.hosts import is_first
@@ -419,7 +421,9 @@ def train(
             loaded, training=dataclasses.replace(loaded.training, epochs=epochs)
         )
     use_compile_cache()
-    result = run(loaded, out, resume=resume, reading=Reading(workers=workers))
+    result = run(
+        loaded, out, resume=resume, reading=Reading(workers=workers), boards=_boards(wandb)
+    )
     if not is_first():
         return
     if result is None:
@@ -457,6 +461,7 @@ def finetune(
     workers: int = 0,
     microbatches: int = 1,
     host: str | None = None,
+    wandb: str | None = None,
     json: Json = None,
 ) -> None:
     """Continue training a model on your own data, and report errors before and after.
@@ -492,6 +497,7 @@ def finetune(
         microbatches: parts of a batch, which devices share, else one after the other.
         host: the place of this process among several that train one model: auto, as SLURM, Open
             MPI, Kubernetes or a TPU pod says, or INDEX/NUMBER@ADDRESS:PORT of the first.
+        wandb: project of Weights & Biases to show the run in, beside TensorBoard.
     """
     from equizoo.data.pipeline import Reading
     from equizoo.eval.potential import load
@@ -533,6 +539,7 @@ def finetune(
         new_elements=_pairs_of_elements(new_elements),
         resume=resume,
         reading=Reading(workers=workers),
+        boards=_boards(wandb),
     )
     if not is_first():
         return
@@ -1005,8 +1012,7 @@ def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -
     _emit(run(out, epochs), json)
 
 
-def benchmark(
-    what: tyro.conf.Positional[Literal["tensor-products"]],
+def benchmark_tensor_products(
     out: Path,
     protocol: Literal["sweep", "side-by-side", "auto"] = "sweep",
     variants: tuple[str, ...] = (),
@@ -1035,7 +1041,6 @@ def benchmark(
     adds other sizes to it. What is not measured has a row with the reason.
 
     Args:
-        what: the benchmark.
         out: folder for the CSV file and the figures.
         protocol: ours over sizes, ours beside others', or the fastest of equal ones.
         variants: products, as in `equizoo.registry.TENSOR_PRODUCTS` (default: all).
@@ -1080,6 +1085,63 @@ def benchmark(
         _print_benchmark(result)
 
 
+def benchmark_train(
+    recipe: tyro.conf.Positional[Path],
+    out: Path,
+    batch_sizes: tuple[int, ...] = (),
+    microbatches: tuple[int, ...] = (),
+    workers: tuple[int, ...] = (0,),
+    epochs: int = 3,
+    json: Json = None,
+) -> None:
+    """Measure how fast a recipe trains on this machine, and how long its devices wait for data.
+
+    Every combination of batch size, microbatches and reading processes is trained for a few epochs
+    from scratch, of which the last counts: structures per second of steps (no validation, no
+    checkpoints), and the share of that time in which no step ran. Leave the machine alone
+    meanwhile. XLA_FLAGS=--xla_force_host_platform_device_count=N makes N devices of a CPU.
+
+    Args:
+        recipe: the file that says data, model and settings.
+        out: folder for train.csv and train.png.
+        batch_sizes: structures per step (default: the recipe's).
+        microbatches: parts of a batch, which devices share (default: the recipe's).
+        workers: processes that read prepared data ahead; 0: threads.
+        epochs: of each run.
+    """
+    from equizoo.train.benchmark import benchmark_training
+    from equizoo.train.recipe import load_recipe
+
+    use_compile_cache()
+    found = benchmark_training(load_recipe(recipe), out, batch_sizes, microbatches, workers, epochs)
+    rows = [dataclasses.asdict(row) for row in found]
+    if _emit({"folder": str(out), "rows": rows}, json):
+        return
+    table = Table("batch", "parts", "devices", "workers", "structures/s", "idle", "padding")
+    for row in rows:
+        table.add_row(
+            *(str(row[key]) for key in ("batch_size", "microbatches", "devices", "workers")),
+            f"{row['structures_per_s']:.1f}",
+            f"{row['idle_share']:.1%}",
+            f"{row['padding_nodes']:.0%}, {row['padding_edges']:.0%}",
+        )
+    table.caption = "parts: microbatches; padding: of atoms, of edges"
+    Console().print(table)
+    _print_facts({"file": out / "train.csv", "figure": out / "train.png"})
+
+
+def benchmark(
+    what: Annotated[
+        Annotated[
+            None, tyro.conf.subcommand("tensor-products", constructor=benchmark_tensor_products)
+        ]
+        | Annotated[None, tyro.conf.subcommand("train", constructor=benchmark_train)],
+        tyro.conf.OmitSubcommandPrefixes,
+    ],
+) -> None:
+    """Measure speed on this machine: of tensor products, or of training."""
+
+
 # ---- shared ------------------------------------------------------------------------------------
 
 
@@ -1092,6 +1154,12 @@ def _complete_json_flag(arguments: list[str]) -> list[str]:
         if argument == "--json" and (not following or following[0].startswith("--")):
             completed.append("-")
     return completed
+
+
+def _boards(wandb: str | None) -> tuple[Any, ...]:
+    from equizoo.train.progress import BOARDS, WeightsAndBiases
+
+    return BOARDS if wandb is None else (*BOARDS, WeightsAndBiases(wandb))
 
 
 def _join_hosts(place: str | None) -> None:

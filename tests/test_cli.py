@@ -63,7 +63,7 @@ def wide_terminal(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     ["models", "describe", "products", "doctor", "train", "finetune", "evaluate", "predict", "demo"]
-    + ["certify", "compare", "publish", "benchmark"]
+    + ["certify", "compare", "publish", "benchmark tensor-products", "benchmark train"]
     + ["convert mace-torch", "convert equiformer-v2", "convert tdn"]
     + [
         f"leaderboard {what}"

@@ -1,5 +1,6 @@
 """Plots for cards and runs: predictions against labels, and errors against epochs."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,6 +159,38 @@ _CURVES = (
     ),
     ("Learning rate", "", (("", "learning_rate"),)),
 )
+
+
+def throughput_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Structures per second against batch size, a line for each way to share and to read it.
+
+    Above it how much of the devices' time passes between steps. ``rows`` are those of
+    :class:`equizoo.train.benchmark.Row`.
+    """
+    import matplotlib
+
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts = f"{row['microbatches']} microbatches on {row['devices']} devices, "
+        reading = f"{row['workers']} reading processes" if row["workers"] else "reading threads"
+        curves.setdefault((parts if row["microbatches"] > 1 else "") + reading, []).append(row)
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure(5.2, 4.6)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        for color, (label, points) in zip(itertools.cycle(_SERIES), curves.items(), strict=False):
+            points = sorted(points, key=lambda row: row["batch_size"])
+            sizes = [row["batch_size"] for row in points]
+            style = dict(color=color, marker="o", markersize=4, linewidth=1.2, label=label)
+            below.plot(sizes, [row["structures_per_s"] for row in points], **style)
+            above.plot(sizes, [100 * row["idle_share"] for row in points], **style)
+        above.set_ylabel("device idle [%]")
+        above.set_ylim(bottom=0)
+        below.set_ylabel("structures per second")
+        below.set_ylim(bottom=0)
+        below.set_xlabel("batch size")
+        below.legend(fontsize=7)
+        above.set_title(f"{rows[0]['recipe']}, {rows[0]['device']}, {rows[0]['cores']} cores")
+        return _save(figure, path)
 
 
 def _parity_panel(

@@ -1,7 +1,7 @@
 """Fine-tuning: a potential's weights moved to new data, and what it forgot on the way."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference, symbols
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.hosts import is_first, on_first
+from equizoo.train.progress import BOARDS, Board
 from equizoo.train.recipe import (
     DataConfig,
     Prepared,
@@ -68,6 +69,7 @@ def finetune(
     new_elements: Mapping[str, str] | None = None,  # chemical symbols: new, and what it is like
     resume: bool = False,
     reading: Reading = THREADS,
+    boards: Sequence[Board] = BOARDS,
 ) -> Finetuned | None:
     """Continues training ``base`` on new data; ``None`` when stopped by SIGTERM.
 
@@ -136,7 +138,12 @@ def finetune(
         start = two_headed(base, rebased)
         prepared = dataclasses.replace(prepared, replayed=replay.frames(base))
     run = run_fit(
-        start.with_parameters(_in_float32(start.model), name), prepared, training, folder, reading
+        start.with_parameters(_in_float32(start.model), name),
+        prepared,
+        training,
+        folder,
+        reading,
+        boards,
     )
     if run is None:
         return None

@@ -29,6 +29,7 @@ from equizoo.eval.metrics import MeanErrors, error_entries
 from equizoo.graph import Budget, Frame, Graph, Labels
 from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
+from equizoo.train.device_clock import DeviceClock
 from equizoo.train.hosts import Termination, gathered, is_first
 from equizoo.train.loss import ErrorSums
 from equizoo.train.memory import forecast, peak_memory, require_fit
@@ -41,7 +42,7 @@ from equizoo.train.parallel import (
     shared,
 )
 from equizoo.train.parametrization import parametrization
-from equizoo.train.progress import LiveProgress, NoLog, RunLog
+from equizoo.train.progress import BOARDS, Board, LiveProgress, NoLog, RunLog
 from equizoo.train.step import (
     StepReport,
     TrainState,
@@ -96,12 +97,13 @@ def fit(
     folder: Path,
     title: str = "training",
     reading: Reading = THREADS,
+    boards: Sequence[Board] = BOARDS,
 ) -> Fitted:
     """The model's parameters fitted to ``train``, chosen by the loss on ``valid``.
 
     Both may be :class:`LazyFrames`, of which a few batches are in memory at a time.
 
-    ``folder`` receives checkpoints, ``metrics.jsonl`` and TensorBoard files. A folder with a
+    ``folder`` receives checkpoints, ``metrics.jsonl`` and what ``boards`` write. A folder with a
     checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
     bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
     """
@@ -144,7 +146,8 @@ def fit(
     if first_step < total_steps:
         weights = _loss_at(config, first_step / total_steps)
         step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh)
-    log = RunLog(folder, first_step) if is_first() else NoLog()
+    log = RunLog(folder, first_step, title, boards) if is_first() else NoLog()
+    clock = DeviceClock()
     live = LiveProgress(total_steps, first_step, title, quiet=not is_first())
     started = time.monotonic() - progress.seconds
 
@@ -154,7 +157,7 @@ def fit(
         checkpoints.save(kind, state, {_HOSTS: data}, {_HOSTS: meta})
 
     finished = True
-    step = first_step
+    step, structures = first_step, 0
     try:
         with Termination() as termination:
             while step < total_steps:
@@ -164,11 +167,15 @@ def fit(
                     batches.append(next(stream))
                     frames += stream.frames
                 scale = replicated(mesh, np.float32(progress.scale))
-                state, report = step_of[weights](state, *_on_devices(batches, mesh), scale)
+                batch = _on_devices(batches, mesh)
+                asked = time.monotonic()
+                state, report = step_of[weights](state, *batch, scale)
+                clock.step(asked, report)
                 step += 1
                 if step < total_steps:
                     stream.peek()  # made while the device is busy
                 _accumulate(progress, report, frames)
+                structures += len(frames)
                 live.advance(len(frames))
                 if step % steps_per_epoch == 0:
                     epoch = step // steps_per_epoch
@@ -179,6 +186,8 @@ def fit(
                     }
                     row |= _train_row(progress, steps_per_epoch)
                     row |= _padding(progress, packing.budget, steps_per_epoch * config.microbatches)
+                    row |= clock.row(sum(gathered(structures)))
+                    structures = 0
                     _begin_epoch(progress)
                     if epoch % config.validate_every == 0 or step == total_steps:
                         averages = of_one_device(state.ema)
@@ -201,6 +210,7 @@ def fit(
                         break
                 stopping = termination.after(step)
                 if step % config.checkpoint_every == 0 or stopping:
+                    clock.pause()
                     save("last")
                 if stopping:
                     finished = False
@@ -210,6 +220,7 @@ def fit(
         best = checkpoints.restore("best", state)
     finally:
         stream.close()
+        clock.close()
         live.close()
         log.close()
         checkpoints.close()

@@ -1,38 +1,134 @@
-"""What a run tells while it goes on: a JSONL file, TensorBoard, and a live progress bar."""
+"""What a run tells while it goes on: a JSONL file, boards, and a live progress bar."""
 
+import dataclasses
+import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-MEASURED = frozenset({"seconds", "peak_memory_GB"})  # figures that no two runs share
+# Figures that no two runs share.
+MEASURED = frozenset({"seconds", "peak_memory_GB", "idle_share", "structures_per_s"})
+
+
+@runtime_checkable
+class Scalars(Protocol):
+    """An open board: figures by name, at a step."""
+
+    def write(self, figures: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Board(Protocol):
+    """Where the figures of a run are shown while it goes on."""
+
+    def open(self, folder: Path, title: str, resume_step: int) -> Scalars:
+        """Of the run in ``folder``, from the step after ``resume_step`` on."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run's folder, under ``tensorboard``."""
+
+    def open(self, folder: Path, title: str, resume_step: int) -> Scalars:
+        return _EventFiles(folder / "tensorboard", resume_step)
+
+
+class _EventFiles:
+    def __init__(self, folder: Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsAndBiases:
+    """A project of https://wandb.ai, also offline (``WANDB_MODE=offline``, later ``wandb sync``).
+
+    A resumed run goes on under the identifier that its folder holds in ``wandb.json``. Raises
+    ``ValueError`` where the package is not installed.
+    """
+
+    project: str
+
+    def __post_init__(self):
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                "The package wandb, which shows runs on Weights & Biases, is not installed: "
+                "pip install 'equizoo[wandb]'"
+            )
+
+    def open(self, folder: Path, title: str, resume_step: int) -> Scalars:
+        return _WandbRun(self.project, folder, title)
+
+
+class _WandbRun:
+    def __init__(self, project: str, folder: Path, title: str):
+        import wandb
+
+        known = folder / "wandb.json"
+        if not known.exists():
+            known.write_text(json.dumps({"project": project, "id": uuid.uuid4().hex}) + "\n")
+        facts = folder / "run.json"
+        self._run = wandb.init(
+            **json.loads(known.read_text()),
+            name=title,
+            dir=folder,
+            config=json.loads(facts.read_text()) if facts.exists() else None,
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class RunLog:
-    """Rows of metrics, appended to ``metrics.jsonl`` and to TensorBoard event files."""
+    """Rows of metrics, appended to ``metrics.jsonl``, their figures to boards."""
 
-    def __init__(self, folder: Path, resume_step: int = 0):
-        from tensorboardX import SummaryWriter
-
+    def __init__(
+        self, folder: Path, resume_step: int = 0, title: str = "", boards: Sequence[Board] = ()
+    ):
         self.path = folder / "metrics.jsonl"
         rows = [row for row in read_rows(self.path) if row["step"] <= resume_step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.replace(self.path)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._boards = [board.open(folder, title, resume_step) for board in boards]
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(dict(row)) + "\n")
-        for key, value in row.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                self._board.add_scalar(key, value, row["step"])
+        figures = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and name not in ("step", "epoch")
+        }
+        for board in self._boards:
+            board.write(figures, row["step"])
 
     def close(self) -> None:
-        self._board.close()
+        for board in self._boards:
+            board.close()
+
+
+BOARDS: tuple[Board, ...] = (TensorBoard(),)  # of every run, unless told otherwise
 
 
 class NoLog:
@@ -104,7 +200,8 @@ class LiveProgress:
             f"train F {row.get('train_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  "
             f"valid E {row.get('valid_energy_rmse_meV_per_atom', math.nan):.2f} meV/atom, "
             f"F {row.get('valid_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  padding "
-            f"{row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges"
+            f"{row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges  "
+            f"device idle {row['idle_share']:.1%}"
         )
         if "peak_memory_GB" in row:
             figures += f"  {row['peak_memory_GB']:.1f} GB"

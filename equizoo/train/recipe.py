@@ -33,7 +33,7 @@ from equizoo.train.config import TrainConfig
 from equizoo.train.data_checks import DataChecks, check_data
 from equizoo.train.hosts import is_first, on_first
 from equizoo.train.loop import Fitted, fit, make_corruptor
-from equizoo.train.progress import read_rows
+from equizoo.train.progress import BOARDS, Board, read_rows
 from equizoo.train.report_page import write_report_page
 from equizoo.zoo._base import ArchitectureConfig
 
@@ -119,7 +119,12 @@ class RunResult:
 
 
 def train(
-    recipe: Recipe, folder: str | Path, *, resume: bool = False, reading: Reading = THREADS
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    reading: Reading = THREADS,
+    boards: Sequence[Board] = BOARDS,
 ) -> RunResult | None:
     """Trains from scratch into ``folder``; ``None`` when stopped by SIGTERM (resume later).
 
@@ -132,28 +137,32 @@ def train(
     """
     folder = Path(folder)
     data = prepare_data(recipe.data)
-    e0 = recipe.data.reference_energies.resolve(_joined(data))
-    config = complete_config(recipe.model, data)
-    model = config.build(rngs=nnx.Rngs(recipe.training.seed))
+    start = untrained(recipe, data)
 
     def begin() -> None:
         if not resume:
-            examine_run(data, recipe.data, config.cutoff)
+            examine_run(data, recipe.data, start.config.cutoff)
         # Only now: a mistake in the recipe leaves no folder behind.
         open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
 
     on_first(begin)
-    start = Potential(
-        model,
+    run = run_fit(start, data, recipe.training, folder, reading, boards)
+    if run is not None and is_first():
+        write_report_page(folder, recipe.name, run.fitted, data.parts, {"": run.metrics})
+    return run
+
+
+def untrained(recipe: Recipe, data: Prepared) -> Potential:
+    """The recipe's model with random weights, and the data's energies of atoms."""
+    e0 = recipe.data.reference_energies.resolve(_joined(data))
+    config = complete_config(recipe.model, data)
+    return Potential(
+        config.build(rngs=nnx.Rngs(recipe.training.seed)),
         reference_energies={z: e0[z] for z in config.atomic_numbers},
         energy_reference=data.train.energy_reference,
         level_of_theory=data.train.level_of_theory,
         name=recipe.name,
     )
-    run = run_fit(start, data, recipe.training, folder, reading)
-    if run is not None and is_first():
-        write_report_page(folder, recipe.name, run.fitted, data.parts, {"": run.metrics})
-    return run
 
 
 def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
@@ -269,27 +278,15 @@ def run_fit(
     training: TrainConfig,
     folder: Path,
     reading: Reading = THREADS,
+    boards: Sequence[Board] = BOARDS,
 ) -> RunResult | None:
     """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`.
 
     The page of the run is left to the caller, who knows what to compare with.
     """
-    model, config, name = start.model, start.config, start.name
-    parts = [data.train] if data.replayed is None else [data.train, data.replayed]
-    frames = _frames(chain([part.structures for part in parts]), config)
-    valid = _frames(data.valid.structures, config)
-    if isinstance(frames, LazyFrames) or isinstance(valid, LazyFrames):
-        every = (_sizes(part, config) for part in (*parts, data.valid))
-        sizes = functools.reduce(operator.add, every)
-    else:  # made already
-        sizes = Sizes.of([*frames, *valid])
-    packing = make_packing(
-        sizes + Sizes.of(_corrupted(frames, config, training)),
-        training.batch_size // training.microbatches,
-        start.isolated_energies,
-        training.loss.forces_on,
-    )
-    fitted = fit(model, frames, valid, packing, training, folder, name, reading)
+    name = start.name
+    frames, valid, packing = packed(start, data, training)
+    fitted = fit(start.model, frames, valid, packing, training, folder, name, reading, boards)
     if not fitted.finished:
         return None
     potential = start.with_parameters(fitted.params, name)
@@ -311,6 +308,28 @@ def run_fit(
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return run
+
+
+def packed(
+    start: Potential, data: Prepared, training: TrainConfig
+) -> tuple[Sequence[Frame], Sequence[Frame], Packing]:
+    """Frames to train on and to validate on, and how batches of either are packed."""
+    config = start.config
+    parts = [data.train] if data.replayed is None else [data.train, data.replayed]
+    frames = _frames(chain([part.structures for part in parts]), config)
+    valid = _frames(data.valid.structures, config)
+    if isinstance(frames, LazyFrames) or isinstance(valid, LazyFrames):
+        every = (_sizes(part, config) for part in (*parts, data.valid))
+        sizes = functools.reduce(operator.add, every)
+    else:  # made already
+        sizes = Sizes.of([*frames, *valid])
+    packing = make_packing(
+        sizes + Sizes.of(_corrupted(frames, config, training)),
+        training.batch_size // training.microbatches,
+        start.isolated_energies,
+        training.loss.forces_on,
+    )
+    return frames, valid, packing
 
 
 def make_packing(

@@ -373,7 +373,7 @@ def test_the_command(capsys, tmp_path, monkeypatch):
 
 def test_the_command_explains_itself(capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["benchmark", "--help"])
+        cli.main(["benchmark", "tensor-products", "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "The Price of Freedom" in text and "--time-limit" in text and "--json" in text
