@@ -48,14 +48,14 @@ def recipe(tmp_path):
 def test_throughput_of_every_combination(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "speed"
-    options = ["--batch-sizes", "2", "4", "--microbatches", "1", "2", "--epochs", "2"]
+    options = ["--batch-sizes", "2", "4", "--microbatches", "2", "--epochs", "2"]
     cli.main(["benchmark", "train", str(recipe), "--out", str(out), *options])
     shown = capsys.readouterr().out
     assert "structures/s" in shown and "train.png" in shown
     with (out / "train.csv").open() as file:
         rows = list(csv.DictReader(file))
     points = [tuple(int(r[k]) for k in ("batch_size", "microbatches", "steps")) for r in rows]
-    assert points == [(2, 1, 4), (2, 2, 4), (4, 1, 2), (4, 2, 2)]
+    assert points == [(2, 2, 4), (4, 2, 2)]
     for row in rows:
         assert float(row["structures_per_s"]) > 0 and 0 <= float(row["idle_share"]) < 1
         assert 0 <= float(row["padding_nodes"]) < 1 and row["device"] and row["jax"]

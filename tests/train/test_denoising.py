@@ -157,6 +157,7 @@ def losses_of(folder, frames, config, stop_after=None):
     return seen
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_noise(frames, tmp_path):
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()

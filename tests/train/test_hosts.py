@@ -136,6 +136,7 @@ def test_killed_and_started_again_the_result_is_the_same_to_the_bit(whole, tmp_p
     assert_same_result(folder, whole)
 
 
+@pytest.mark.slow
 def test_one_that_is_told_to_stop_stops_both_after_the_same_step(whole, tmp_path):
     folder = tmp_path / "stopped"
     processes = start(folder, pause=0.2)
