@@ -172,7 +172,7 @@ def throughput_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         parts = f"{row['microbatches']} microbatches on {row['devices']} devices, "
-        reading = f"{row['workers']} reading processes" if row["workers"] else "reading threads"
+        reading = f"reading processes: {row['workers']}" if row["workers"] else "reading threads"
         curves.setdefault((parts if row["microbatches"] > 1 else "") + reading, []).append(row)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(5.2, 4.6)
@@ -187,6 +187,7 @@ def throughput_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
         above.set_ylim(bottom=0)
         below.set_ylabel("structures per second")
         below.set_ylim(bottom=0)
+        below.set_xticks(sorted({row["batch_size"] for row in rows}))
         below.set_xlabel("batch size")
         below.legend(fontsize=7)
         above.set_title(f"{rows[0]['recipe']}, {rows[0]['device']}, {rows[0]['cores']} cores")
