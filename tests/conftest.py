@@ -38,10 +38,10 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     every = config.getoption("every")
-    left_out = [item for item in items if zlib.crc32(item.nodeid.encode()) % every]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+    if every > 1:
+        left_out = {item for item in items if zlib.crc32(item.nodeid.encode()) % every}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     if config.pluginmanager.hasplugin("xdist"):
         _share_out(items)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import jax
 
-from equizoo.data.pipeline import Reading
+from equizoo.data.pipeline import Packing, Reading
 from equizoo.eval.benchmark_timing import environment
 from equizoo.eval.plots import throughput_plot
-from equizoo.eval.potential import Potential
+from equizoo.graph import Frame
 from equizoo.train.config import TrainConfig
 from equizoo.train.loop import fit
 from equizoo.train.parallel import largest_share
 from equizoo.train.progress import read_rows
-from equizoo.train.recipe import Prepared, Recipe, packed, prepare_data, untrained
+from equizoo.train.recipe import Recipe, packed, prepare_data, untrained
+from equizoo.zoo._base import Architecture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,22 +83,27 @@ def benchmark_training(
             table, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
         )
         writer.writeheader()
-        for training, processes in itertools.product(trainings, workers):
-            row = _measured(recipe.name, start, data, training, processes)
-            rows.append(dataclasses.asdict(row))
-            writer.writerow(rows[-1])
-            table.flush()
-            yield row
+        for training in trainings:
+            batches = packed(start, data, training)
+            for processes in workers:
+                row = _measured(recipe.name, start.model, batches, training, processes)
+                rows.append(dataclasses.asdict(row))
+                writer.writerow(rows[-1])
+                table.flush()
+                yield row
     throughput_plot(rows, folder / "train.png")
 
 
 def _measured(
-    recipe: str, start: Potential, data: Prepared, training: TrainConfig, workers: int
+    recipe: str,
+    model: Architecture,
+    batches: tuple[Sequence[Frame], Sequence[Frame], Packing],
+    training: TrainConfig,
+    workers: int,
 ) -> Row:
-    frames, valid, packing = packed(start, data, training)
     reading = Reading(workers=workers)
     with tempfile.TemporaryDirectory() as run:
-        fit(start.model, frames, valid, packing, training, Path(run), recipe, reading, boards=())
+        fit(model, *batches, training, Path(run), recipe, reading, boards=())
         last = read_rows(Path(run) / "metrics.jsonl")[-1]
     known = {field.name for field in dataclasses.fields(Row)}
     facts = {"peak_memory_GB": None} | last | environment()._asdict()
@@ -108,5 +114,5 @@ def _measured(
         microbatches=training.microbatches,
         devices=largest_share(training.microbatches, jax.device_count()),
         workers=workers,
-        steps=-(-len(frames) // training.batch_size),
+        steps=last["step"] // training.epochs,
     )
