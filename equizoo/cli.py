@@ -440,6 +440,7 @@ def finetune(
     out: Path,
     valid: str | None = None,
     num_valid: int | None = None,
+    num_train: int | None = None,
     test: tuple[str, ...] = (),
     old: tuple[str, ...] = (),
     replay: str | None = None,
@@ -473,6 +474,8 @@ def finetune(
         out: folder for checkpoints, metrics, plots and the model; must not exist.
         valid: data to choose the best weights by; otherwise frames split off from data.
         num_valid: how many frames to split off (default: a tenth).
+        num_train: how many of the others to train on, at random (default: all); a larger number
+            has those of a smaller one, for curves of error against data.
         test: data sets to report errors on, before and after.
         old: data of the original kind, on which to report what was forgotten.
         replay: data of the original kind to go on training on, under a head of their own, so that
@@ -516,6 +519,7 @@ def finetune(
             train=data,
             valid=valid,
             num_valid=num_valid,
+            num_train=num_train,
             split_seed=seed,
             test=test,
             keys=_label_keys(energy_key, forces_key, stress_key),

@@ -47,6 +47,7 @@ class DataConfig:
     train: str  # name of a data set, or a pattern of names, or a file
     valid: str | None = None  # likewise; None: split off from train
     num_valid: int | None = None  # frames to split off; None: a tenth
+    num_train: int | None = None  # of those left, at random: fewer are among more; None: all
     split_seed: int = 0
     test: tuple[str, ...] = ()  # neither trained on nor chosen by
     keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
@@ -61,8 +62,10 @@ class DataConfig:
                 "Give either valid (a data set) or num_valid (frames split off from train); got "
                 f"valid={self.valid!r} and num_valid={self.num_valid}."
             )
-        if self.num_valid is not None and self.num_valid < 1:
-            raise ValueError(f"num_valid is {self.num_valid}, expected at least 1.")
+        for name in ("num_valid", "num_train"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}, expected at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +215,8 @@ def prepare_data(config: DataConfig) -> Prepared:
         train, valid = _split(train, config.num_valid, config.split_seed)
     else:
         valid = load(config.valid)
+    if config.num_train is not None:
+        train = _sample(train, config.num_train, config.split_seed)
     return Prepared(train, valid, {name: load(name) for name in config.test})
 
 
@@ -252,6 +257,16 @@ def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset,
         dataclasses.replace(dataset, structures=train),
         dataclasses.replace(dataset, structures=valid),
     )
+
+
+def _sample(dataset: Dataset, count: int, seed: int) -> Dataset:
+    if count > len(dataset):
+        raise ValueError(
+            f"num_train is {count}, but {dataset.name} has {len(dataset)} frames to train on; ask "
+            "for fewer, or leave it out for all."
+        )
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    return dataclasses.replace(dataset, structures=selection(dataset.structures, chosen))
 
 
 def complete_config(fields: Mapping[str, Any], data: Prepared) -> ArchitectureConfig:

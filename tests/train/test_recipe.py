@@ -149,6 +149,22 @@ def test_the_split_is_disjoint_complete_and_repeatable(recipe):
     assert (len(tenth.train), len(tenth.valid)) == (22, 2)
 
 
+def test_fewer_frames_to_train_on_are_among_more_and_leave_validation_alone(recipe, data_file):
+    def prepared(count, **changed):
+        return prepare_data(dataclasses.replace(recipe.data, num_train=count, **changed))
+
+    few, many, every = (prepared(count) for count in (5, 12, None))
+    names = [{s.name for s in data.train.structures} for data in (few, many, every)]
+    assert [len(n) for n in names] == [5, 12, 18] and names[0] < names[1] < names[2]
+    assert [s.name for s in few.valid.structures] == [s.name for s in every.valid.structures]
+    named = prepared(5, valid=str(data_file), num_valid=None)
+    assert (len(named.train), len(named.valid)) == (5, 24)
+    with pytest.raises(ValueError, match="num_train is 19, but .* has 18 frames to train on"):
+        prepared(19)
+    with pytest.raises(ValueError, match="num_train is 0, expected at least 1"):
+        prepared(0)
+
+
 def test_an_existing_folder_is_not_overwritten_and_drift_is_shown(recipe, trained):
     with pytest.raises(ValueError, match="exists and is not empty"):
         train(recipe, trained.folder)

@@ -1,0 +1,296 @@
+"""Which way of fine-tuning is worth it, with how many frames, and what does each forget?
+
+A released model of one molecule is taken to other molecules, at other levels of theory, and to a
+crystal of an element it has not seen, with 10 to some hundred frames of each, and compared with the
+same architecture trained from scratch. Every run makes the same number of steps. A fifth of its
+frames chooses the best weights, as a user would have to do.
+
+    python benchmarks/finetuning_curves.py --runs runs/curves
+    python benchmarks/finetuning_curves.py --plot-only
+
+Rows are added to ``results/finetuning_curves.csv`` as soon as they are measured, and rows that are
+there are not measured again; ``results/finetuning_curves.png`` is drawn at the end. Errors on old
+data are those on ``mace-3bpa/replay``, whose labels are the base model's own: what was forgotten,
+and nothing else. Needs the data sets (``EQUIZOO_DATA``).
+"""
+
+import csv
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from equizoo.compile_cache import use_compile_cache
+from equizoo.config import to_dict
+from equizoo.data.reference_energies import LeastSquares, RefitFromModel
+from equizoo.eval.benchmark_timing import environment
+from equizoo.eval.plots import _STYLE, BLACK, BLUE, GREY, VERMILION
+from equizoo.eval.potential import Potential, load
+from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.finetune import finetune, finetune_training
+from equizoo.train.parametrization import LowRank
+from equizoo.train.recipe import DataConfig, Recipe, train
+from equizoo.train.replay import Replay
+
+RESULTS = Path(__file__).parent / "results" / "finetuning_curves.csv"
+BASE = "mace-3bpa"
+OLD = "mace-3bpa/replay"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """New data: where they are, and elements that the base model lacks."""
+
+    train: str
+    test: str
+    title: str
+    new_elements: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+CASES = (
+    Case("acac/train_300K", "acac/test_MD_300K", "acetylacetone"),
+    Case("ethanol_extrap/train", "ethanol_extrap/test_MD", "ethanol"),
+    Case("rmd17/toluene_train_01", "rmd17/toluene_test_01", "toluene (rMD17)"),
+    Case("mlearn/Si_train", "mlearn/Si_test", "silicon (mlearn), new element", {"Si": "C"}),
+)
+METHODS = ("scratch", "naive", "frozen", "low_rank", "replay")
+LABELS = {
+    "scratch": ("from scratch", GREY),
+    "naive": ("all weights", BLUE),
+    "frozen": ("first layer frozen", "#009E73"),
+    "low_rank": ("low rank 8 (LoRA)", "#CC79A7"),
+    "replay": ("replay of 100 frames", VERMILION),
+}
+FROZEN = ("embedding", "layers.0.*")
+REPLAYED = Replay(data="3bpa/train_300K", count=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run: errors of the test data before (with reference energies refitted) and after."""
+
+    train: str
+    method: str
+    frames: int  # labelled ones in all
+    valid_frames: int  # of them, to choose the best weights by
+    steps: int
+    seed: int
+    forces_rmse_before: float | None  # [meV/Å]
+    forces_rmse: float  # [meV/Å]
+    energy_rmse_per_atom_before: float | None  # [meV]
+    energy_rmse_per_atom: float  # [meV]
+    old_forces_rmse: float | None  # [meV/Å], forgotten
+    old_energy_rmse_per_atom: float | None  # [meV]
+    seconds: float  # compilation included
+    device: str
+    cores: int
+    jax: str
+    commit: str
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return self.train, self.method, self.frames, self.seed
+
+
+def steps_per_epoch(method: str, frames: int) -> int:
+    """Batches of five of these frames, and of those replayed."""
+    replayed = REPLAYED.count or 0 if method == "replay" else 0
+    return -(-(frames + replayed) // 5)
+
+
+def training(method: str, frames: int, steps: int, seed: int) -> TrainConfig:
+    """``steps`` of five frames each, and about twenty looks at the validation frames."""
+    per_epoch = steps_per_epoch(method, frames)
+    epochs = max(1, round(steps / per_epoch))
+    often = {"validate_every": max(1, epochs // 20), "seed": seed}
+    if method == "scratch":
+        return TrainConfig(
+            epochs=epochs,
+            loss=LossWeights(energy=100.0, forces=10.0),
+            optimizer=Optimizer(kind="muon", learning_rate=0.012, warmup_steps=20),
+            **often,
+        )
+    frozen = FROZEN if method == "frozen" else ()
+    low_rank = LowRank(rank=8) if method == "low_rank" else None
+    # the rate at which the demo fine-tunes; thin matrices start from zero and take a higher one
+    rate = 1e-2 if method == "low_rank" else 3e-3
+    return finetune_training(epochs, rate, frozen=frozen, low_rank=low_rank, **often)
+
+
+def measure(base: Potential, case: Case, method: str, frames: int, steps: int, seed: int,
+            folder: Path) -> Row:  # fmt: skip
+    """One run in ``folder``."""
+    valid = max(2, frames // 5)
+    data = DataConfig(
+        train=case.train,
+        num_valid=valid,
+        num_train=frames - valid,
+        split_seed=seed,
+        test=(case.test,),
+        reference_energies=LeastSquares(minimum_norm=True)
+        if method == "scratch"
+        else RefitFromModel(),
+    )
+    config = training(method, frames - valid, steps, seed)
+    before: Mapping[str, Mapping[str, Any]] = {}
+    started = time.perf_counter()
+    if method == "scratch":
+        fields = to_dict(base.config)
+        for decided_by_data in ("atomic_numbers", "avg_num_neighbors", "scale"):
+            fields.pop(decided_by_data, None)
+        run = train(Recipe(name="scratch", model=fields, data=data, training=config), folder)
+        after = None if run is None else run.metrics
+    else:
+        tuned = finetune(
+            base,
+            data,
+            folder,
+            training=config,
+            old=(OLD,),
+            replay=REPLAYED if method == "replay" else None,
+            new_elements=case.new_elements,
+        )
+        after = None if tuned is None else tuned.after
+        before = {} if tuned is None else tuned.before
+    if after is None:
+        sys.exit("stopped")
+    machine = environment()
+    forces, energy = "forces_rmse_meV_per_A", "energy_rmse_meV_per_atom"
+    return Row(
+        train=case.train,
+        method=method,
+        frames=frames,
+        valid_frames=valid,
+        steps=config.epochs * steps_per_epoch(method, frames - valid),
+        seed=seed,
+        forces_rmse_before=before.get(case.test, {}).get(forces),
+        forces_rmse=after[case.test][forces],
+        energy_rmse_per_atom_before=before.get(case.test, {}).get(energy),
+        energy_rmse_per_atom=after[case.test][energy],
+        old_forces_rmse=after.get(OLD, {}).get(forces),
+        old_energy_rmse_per_atom=after.get(OLD, {}).get(energy),
+        seconds=round(time.perf_counter() - started, 1),
+        device=machine.device,
+        cores=machine.cores,
+        jax=machine.jax,
+        commit=machine.commit,
+    )
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file that :func:`main` wrote."""
+    if not path.exists():
+        return
+    types = {field.name: field.type for field in dataclasses.fields(Row)}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            yield Row(**{key: _parsed(value, types[key]) for key, value in row.items()})
+
+
+def _parsed(text: str, kind: Any) -> Any:
+    if kind in (str, int):
+        return kind(text)
+    return float(text) if text else None
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Force errors on new data above, on old data below, against the number of frames."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    cases = [case for case in CASES if any(row.train == case.train for row in rows)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * len(cases), 5.4), layout="constrained")
+        axes = figure.subplots(2, len(cases), squeeze=False, sharex="col", height_ratios=(3, 2))
+        for case, (above, below) in zip(cases, axes.T, strict=True):
+            mine = [row for row in rows if row.train == case.train]
+            for method in METHODS:
+                label, color = LABELS[method]
+                runs = sorted((r for r in mine if r.method == method), key=lambda r: r.frames)
+                style: Any = dict(color=color, marker="o", markersize=4, linewidth=1.3)
+                above.plot([r.frames for r in runs], [r.forces_rmse for r in runs],
+                           label=label, **style)  # fmt: skip
+                old = [r for r in runs if r.old_forces_rmse is not None]
+                if old:
+                    below.plot([r.frames for r in old], [r.old_forces_rmse for r in old], **style)
+            before = next((r.forces_rmse_before for r in mine if r.forces_rmse_before), None)
+            if before is not None:
+                above.axhline(before, color=BLACK, linewidth=0.9, linestyle=":", label="before")
+            for ax in (above, below):
+                ax.set(xscale="log", yscale="log")
+                ax.set_xticks(sorted({row.frames for row in mine}))
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+            above.set_title(case.title)
+            below.set_xlabel("labelled frames")
+        axes[0, 0].set_ylabel("force RMSE, new data [meV/Å]")
+        axes[1, 0].set_ylabel("forgotten: force RMSE,\nold data [meV/Å]")
+        axes[0, 0].legend(fontsize=7)
+        figure.savefig(path)
+
+
+def main(
+    runs: Path = Path("runs/finetuning_curves"),
+    steps: int = 400,
+    frames: tuple[int, ...] = (10, 50, 200, 500),
+    cases: tuple[str, ...] = (),
+    methods: tuple[str, ...] = METHODS,
+    seed: int = 0,
+    out: Path = RESULTS,
+    plot_only: bool = False,
+) -> None:
+    """Measures what is missing, then draws.
+
+    Args:
+        runs: folder for runs; each is removed when its row has been written.
+        steps: of every run.
+        frames: labelled frames in all; sets that have fewer give all they have.
+        cases: training sets, by default all.
+        methods: ways to train.
+        seed: of the choice of frames, of shuffling and of weights from scratch.
+        out: table; the figure is written beside it.
+        plot_only: draw what has been measured.
+    """
+    use_compile_cache()
+    rows = list(read_rows(out))
+    base = load(BASE)
+    for case in () if plot_only else CASES:
+        if cases and case.train not in cases:
+            continue
+        available = len(_structures(case.train))
+        for count in sorted({min(count, available) for count in frames}):
+            for method in methods:
+                if (case.train, method, count, seed) in {row.key for row in rows}:
+                    continue
+                folder = runs / f"{case.train.replace('/', '_')}-{method}-{count}"
+                shutil.rmtree(folder, ignore_errors=True)
+                row = measure(base, case, method, count, steps, seed, folder)
+                rows.append(row)
+                _append(out, row)
+                shutil.rmtree(folder)
+                print(*row.key, f"{row.forces_rmse:.1f} meV/Å in {row.seconds:.0f} s", flush=True)
+    draw(rows, out.with_suffix(".png"))
+
+
+def _structures(name: str) -> Any:
+    from equizoo.data.datasets import load_dataset
+
+    return load_dataset(name).structures
+
+
+def _append(path: Path, row: Row) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, dataclasses.asdict(row), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(dataclasses.asdict(row))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
