@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=_complete_json_flag(arguments),
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # the last: training diverged
         message = error.args[0] if isinstance(error, UnknownName) else error
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(message))}", highlight=False)
         raise SystemExit(2) from None
@@ -694,6 +694,18 @@ def predict(
         Console().print(f"{len(rows)} structures -> {out} ({dtype})", highlight=False)
 
 
+_OF_CHECKPOINT = "as in the checkpoint"
+
+
+def _refuse_for_released(name: str, given: Mapping[str, bool]) -> None:
+    """Raises ``ValueError`` for options that only files have."""
+    if options := ", ".join(f"--{option}" for option, is_given in given.items() if is_given):
+        raise ValueError(
+            f"{options}: for files alone; {name} is a released checkpoint, converted as its card "
+            "says. Fetch its file to convert it otherwise (its address: equizoo describe)."
+        )
+
+
 def convert_mace_torch(
     source: tyro.conf.Positional[str],
     out: Path | None = None,
@@ -702,7 +714,7 @@ def convert_mace_torch(
     python: Path | None = None,
     dump_only: bool = False,
     elements: tuple[str, ...] = (),
-    level_of_theory: str = "as in the checkpoint",
+    level_of_theory: str = _OF_CHECKPOINT,
     json: Json = None,
 ) -> None:
     """Models of mace-torch (.model), and its foundation models by name.
@@ -725,6 +737,9 @@ def convert_mace_torch(
     from equizoo.eval.checkpoints import convert_released
 
     use_compile_cache()
+    if source in MODELS:
+        own_level = level_of_theory != _OF_CHECKPOINT
+        _refuse_for_released(source, {"dump-only": dump_only, "level-of-theory": own_level})
     if dump_only:
         to.dump_mace_torch(source, _required(out, "dump"), trust=trust, python=python)
         _show_folder({}, out, json)
@@ -755,13 +770,16 @@ def convert_equiformer_v2(
     source: tyro.conf.Positional[str],
     out: Path | None = None,
     energy_reference: Annotated[
-        EnergyReference, tyro.conf.EnumChoicesFromValues
-    ] = EnergyReference.ADSORPTION,
+        Annotated[EnergyReference, tyro.conf.EnumChoicesFromValues] | None,
+        tyro.conf.arg(
+            help="what energies are measured against: adsorption (default) for OC20, total for OC22"
+        ),
+    ] = None,
     raw: bool = False,
     python: Path | None = None,
     dump_only: bool = False,
     elements: tuple[str, ...] = (),
-    level_of_theory: str = "as in the checkpoint",
+    level_of_theory: str = _OF_CHECKPOINT,
     json: Json = None,
 ) -> None:
     """EquiformerV2 of fairchem 1.x (.pt), and those released for OC20 and OC22 by name.
@@ -773,7 +791,6 @@ def convert_equiformer_v2(
         source: a .pt file, a folder made with --dump-only, or a released checkpoint by name.
         out: folder for the model (or the dump); must not exist. A released checkpoint goes to
             the cache without it, where 'equizoo evaluate NAME' and the rest find it.
-        energy_reference: what energies are measured against: adsorption for OC20, total for OC22.
         raw: weights of the last step, not their moving average.
         python: an interpreter that has torch (default: EQUIZOO_TORCH_PYTHON, or this one).
         dump_only: write plain arrays and JSON, to be converted without torch.
@@ -784,6 +801,14 @@ def convert_equiformer_v2(
     from equizoo.eval.checkpoints import convert_released
 
     use_compile_cache()
+    if source in MODELS:
+        given = {
+            "dump-only": dump_only,
+            "raw": raw,
+            "level-of-theory": level_of_theory != _OF_CHECKPOINT,
+            "energy-reference": energy_reference is not None,
+        }
+        _refuse_for_released(source, given)
     if dump_only:
         to.dump_equiformer_v2(source, _required(out, "dump"), raw=raw, python=python)
         _show_folder({}, out, json)
@@ -794,7 +819,7 @@ def convert_equiformer_v2(
         folder = _required(out, "model")
         to.convert_equiformer_v2(
             Path(source),
-            energy_reference=energy_reference,
+            energy_reference=energy_reference or EnergyReference.ADSORPTION,
             raw=raw,
             python=python,
             elements=elements,
@@ -915,7 +940,8 @@ def certify(
     Args:
         name: a model of the zoo, or a model folder.
         structures: a data set or file that the model is made for (default: the first of the data
-            sets on its card that is here); without any, dynamics is left out.
+            sets on its card that is here or can be downloaded, else NAME/replay); without any,
+            dynamics is left out.
         settings: how much is done.
         card: write the certificate into the model's card.
     """
@@ -988,6 +1014,8 @@ def publish(
             lines = [f"{size:>12,}  {path}" for path, size in sizes.items()]
             Console().print("\n".join(lines), highlight=False, soft_wrap=True)
         return
+    if pin:
+        to.require_pinnable(name, create_pr)  # not only when it is published
     upload = to.publish(
         name,
         repo,

@@ -24,9 +24,11 @@ Counts = Annotated[
     tyro.conf.arg(help='JSON {"id": 10, ...}: sizes of another arrangement than the official one'),
 ]
 LayoutOption = Annotated[
-    Layout,
-    tyro.conf.EnumChoicesFromValues,
-    tyro.conf.arg(help="space: order of the data, all atoms; evalai: sorted ids, free atoms"),
+    Annotated[Layout, tyro.conf.EnumChoicesFromValues] | None,
+    tyro.conf.arg(
+        help="space: order of the data, all atoms; evalai: sorted ids, free atoms (default: space "
+        "for OC20, evalai for OC22)"
+    ),
 ]
 DataReference = Annotated[
     Annotated[EnergyReference, tyro.conf.EnumChoicesFromValues] | None,
@@ -41,7 +43,7 @@ class Run:
     out: Annotated[
         Path, tyro.conf.arg(help="the .npz file; its parts are kept beside it, in OUT.parts")
     ]
-    layout: LayoutOption = Layout.SPACE
+    layout: LayoutOption = None
     part: Part = "test"
     counts: Counts = None
     data_energy_reference: DataReference = None
@@ -199,7 +201,7 @@ def score(
     task: tyro.conf.Positional[Literal[tuple(TASKS)]],  # type: ignore[valid-type]
     file: tyro.conf.Positional[Path],
     data: tyro.conf.Positional[Path],
-    layout: LayoutOption = Layout.SPACE,
+    layout: LayoutOption = None,
     part: Part = "val",
     counts: Counts = None,
     data_energy_reference: DataReference = None,
@@ -221,7 +223,7 @@ def score(
 
     chosen = TASKS[task]
     sources = _sources(chosen, data, part, counts, data_energy_reference)
-    scores = score_file(file, chosen, layout, sources, energy_reference)
+    scores = score_file(file, chosen, layout or chosen.layout, sources, energy_reference)
     if _emit({"task": task, "file": str(file), "part": part, "splits": scores}, json):
         return
     console = Console()
@@ -300,7 +302,7 @@ def _predict(task: Task, predictor, data: Path, run: Run) -> None:
                 soft_wrap=True,
             )
         return
-    write_file(run.out, task, run.layout, plan_parts(sources, parts, run.part_size))
+    write_file(run.out, task, run.layout or task.layout, plan_parts(sources, parts, run.part_size))
     _report(run.out, task, run.part, run.counts, run.json)
 
 

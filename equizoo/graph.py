@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from equizoo.neighbors import (
     NeighborLimit,
     Neighbors,
+    complete_cell,
     nearest_neighbors,
     neighbor_list,
 )
@@ -78,7 +79,7 @@ class Graph(NamedTuple):
 
 
 class ForcesOn(enum.StrEnum):
-    """Atoms whose forces are targets: ``all``, or those that ``info["fixed"]`` leaves ``free``."""
+    """Atoms whose forces are targets: ``all``, or those that are :attr:`Structure.free`."""
 
     ALL = "all"
     FREE = "free"
@@ -465,7 +466,9 @@ def batch_frames(
 ) -> Graph:
     """One padded :class:`Graph` (numpy arrays) of all ``frames``, in their order.
 
-    Positions are taken relative to each structure's mean before they are rounded to ``dtype``.
+    Positions are taken relative to each structure's mean before they are rounded to ``dtype``, and
+    atoms more than a cell away from it are brought back by whole cells: where they have wandered
+    does not cost precision.
     An empty sequence gives a batch of padding. Raises ``ValueError`` when they do not fit.
     """
     if not budget.fits(frames):
@@ -495,7 +498,9 @@ def batch_frames(
     for g, frame in enumerate(frames):
         structure, neighbors = frame.structure, frame.neighbors
         here = slice(first_node, first_node + frame.num_nodes)
-        positions[here] = structure.positions - structure.positions.mean(axis=0)
+        cells = _cells_away(structure)
+        inside = structure.positions - cells @ structure.cell
+        positions[here] = inside - inside.mean(axis=0)
         species[here] = frame.species
         node_graph[here] = g
         node_mask[here] = True
@@ -512,7 +517,7 @@ def batch_frames(
             )
         senders[place] = neighbors.senders + first_node
         receivers[place] = neighbors.receivers + first_node
-        shifts[place] = neighbors.shifts
+        shifts[place] = neighbors.shifts + cells[neighbors.receivers] - cells[neighbors.senders]
         edge_mask[place] = True
         first_node += frame.num_nodes
         first_edge += frame.num_edges
@@ -531,6 +536,17 @@ def batch_frames(
     )  # fmt: skip
 
 
+def _cells_away(structure: Structure) -> Float[np.ndarray, "nodes 3"]:
+    """By how many cell vectors each atom is away from the mean of all; zero up to one, and along
+    axes that do not repeat."""
+    periodic = np.array(structure.pbc)
+    if not periodic.any():
+        return np.zeros((structure.num_nodes, 3))
+    axes = complete_cell(structure.cell, periodic)
+    apart = np.linalg.solve(axes.T, (structure.positions - structure.positions.mean(axis=0)).T).T
+    return np.where(periodic & (np.abs(apart) > 1), np.round(apart), 0.0)
+
+
 def batch_labels(
     frames: Sequence[Frame],
     budget: Budget,
@@ -541,6 +557,7 @@ def batch_labels(
     """Targets in the layout of :func:`batch_frames`, reference energies subtracted in float64:
     those of each frame's head, where they differ by head.
 
+    Stress is a label of cells periodic along all three axes; of others no model has one.
     Where frames have noise, displaced atoms have it for a target and no force.
     """
     energy = np.zeros(budget.graphs, dtype)
@@ -564,9 +581,9 @@ def batch_labels(
         if structure.forces is not None:
             forces[here] = structure.forces
             forces_mask[here] = True
-            if forces_on is ForcesOn.FREE and "fixed" in structure.info:
-                forces_mask[here] = ~np.asarray(structure.info["fixed"], bool)
-        if structure.stress is not None:
+            if forces_on is ForcesOn.FREE:
+                forces_mask[here] = structure.free
+        if structure.stress is not None and all(structure.pbc):
             stress[g] = structure.stress
             stress_mask[g] = True
         if noise is not None and noise_mask is not None and frame.noise is not None:

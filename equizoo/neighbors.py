@@ -36,7 +36,7 @@ def neighbor_list(
         raise ValueError(f"cutoff is {cutoff}, expected a positive length in Å.")
     pbc = np.asarray(pbc, dtype=bool)
     i, j, shifts = vesin.NeighborList(cutoff=float(cutoff), full_list=True).compute(
-        points=positions, box=_complete_cell(cell, pbc), periodic=pbc, quantities="ijS"
+        points=positions, box=complete_cell(cell, pbc), periodic=pbc, quantities="ijS"
     )
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], i, j))
     return Neighbors(
@@ -92,7 +92,7 @@ def nearest_neighbors(
     return Neighbors(senders[keep], receivers[keep], shifts[keep])
 
 
-def _complete_cell(
+def complete_cell(
     cell: Float[np.ndarray, "3 3"], pbc: Bool[np.ndarray, "3"]
 ) -> Float[np.ndarray, "3 3"]:
     """The cell with its aperiodic vectors replaced by unit vectors orthogonal to the others."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 def symbols(elements: Iterable[int]) -> str:
@@ -60,7 +60,7 @@ class Structure:
     spin: float = 1.0  # multiplicity 2S + 1
     head: str | None = None  # of a model with several; None: the one it is asked for
     name: str = ""  # where the frame came from, for error messages: "file.xyz[12]"
-    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # carried, not interpreted
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # carried; see also free
 
     def __post_init__(self):
         where = f"Structure {self.name or '(unnamed)'}"
@@ -104,6 +104,14 @@ class Structure:
     @property
     def num_nodes(self) -> int:
         return len(self.atomic_numbers)
+
+    @property
+    def free(self) -> Bool[np.ndarray, " nodes"]:
+        """The atoms that ``info["fixed"]``, one number or truth value for each, does not hold."""
+        fixed = np.asarray(self.info.get("fixed"))
+        if fixed.shape != (self.num_nodes,) or fixed.dtype.kind not in "biuf":
+            return np.ones(self.num_nodes, bool)  # none, or something of the file's own
+        return fixed == 0
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, name: str = "") -> "Structure":

@@ -117,8 +117,18 @@ def test_describe_says_what_is_known_before_a_checkpoint_is_here(capsys, tmp_pat
     assert "academic, non-commercial" in message and "--accept-license ASL" in message
     message = fails(capsys, "convert", "mace-torch", "mace-mp-0-small")
     assert "runs whatever code" in message and "--trust" in message
+    assert "convert mace-torch mace-mp-0-small --trust" in message
+    dump = ("convert", "mace-torch", "mace-mp-0-small", "--dump-only", "--out", tmp_path / "dump")
+    assert "--dump-only: for files alone" in fails(capsys, *dump)
+    raw = ("convert", "equiformer-v2", "equiformer-v2-oc22-121m", "--raw", "--level-of-theory", "x")
+    assert "--raw, --level-of-theory: for files alone" in fails(capsys, *raw)
     finetune = ("finetune", "mace-mp-0-small", "frames.xyz", "--out", tmp_path / "run")
     assert "trust=True" in fails(capsys, *finetune)
+
+
+def test_what_cannot_be_pinned_is_not_published_either(capsys):
+    publish = ("publish", "mace-3bpa", "--repo", "org/x", "--pin", "--create-pr")
+    assert "cannot be pinned" in fails(capsys, *publish)
 
 
 def test_convert_makes_a_folder_that_every_command_takes(capsys, tmp_path):

@@ -223,6 +223,25 @@ def test_positions_far_from_the_origin_keep_their_digits_in_float32():
     np.testing.assert_allclose(*vectors, atol=1e-6)
 
 
+@pytest.mark.parametrize("pbc", [(True, True, True), (False, True, True)])
+def test_atoms_that_have_wandered_off_keep_their_digits_in_float32(pbc):
+    near = structure(0, 5, pbc)
+    away = np.zeros((5, 3))
+    away[1] = [0, 300, -200]
+    away[3] = [0, 0, 700]
+    far = dataclasses.replace(near, positions=near.positions + away @ near.cell)
+    batches = [batch_frames([make_frame(s, CUTOFF, ELEMENTS)], FLAT) for s in (near, far)]
+    exact = batch_frames([make_frame(near, CUTOFF, ELEMENTS)], FLAT, np.float64)
+    assert np.abs(np.asarray(batches[1].positions)).max() < 30
+
+    def sorted_vectors(batch):
+        vectors = np.asarray(g.edge_vectors(batch, CUTOFF))[np.asarray(batch.edge_mask)]
+        return vectors[np.lexsort(np.round(vectors, 3).T)]
+
+    for batch in batches:
+        np.testing.assert_allclose(sorted_vectors(batch), sorted_vectors(exact), atol=5e-6)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -314,6 +333,24 @@ def test_labels_that_are_absent_are_masked():
     np.testing.assert_allclose(labels.energy[1], -2.0 - reference[frames[1].species].sum())
     np.testing.assert_array_equal(labels.forces[2:5], 1)
     assert not labels.forces[:2].any() and not labels.energy[[0, 2, 3, 4, 5]].any()
+
+
+def test_stress_is_a_label_of_cells_that_repeat_along_all_axes():
+    slab = structure(1, 3, (True, True, False), stress=np.eye(3))
+    crystal = structure(1, 3, (True, True, True), stress=np.eye(3))
+    frames = [make_frame(s, CUTOFF, ELEMENTS) for s in (slab, crystal)]
+    labels = batch_labels(frames, ROWS, np.zeros(3), np.float64)
+    np.testing.assert_array_equal(labels.stress_mask[:2], [False, True])
+    assert not labels.stress[0].any()
+
+
+def test_forces_of_atoms_held_fixed_are_no_targets_where_asked():
+    held = structure(1, 3, forces=np.ones((3, 3)), info={"fixed": np.array([1, 0, 0])})
+    other = structure(1, 3, forces=np.ones((3, 3)), info={"fixed": "volume"})
+    frames = [make_frame(s, CUTOFF, ELEMENTS) for s in (held, other)]
+    free = batch_labels(frames, ROWS, np.zeros(3), forces_on=g.ForcesOn.FREE)
+    np.testing.assert_array_equal(free.forces_mask[:6], [False, *[True] * 5])
+    assert batch_labels(frames, ROWS, np.zeros(3)).forces_mask[:6].all()
 
 
 def test_reference_energies_are_subtracted_before_rounding():

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import enum
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,17 @@ class CatalystSource(abc.ABC):
 
     def __iter__(self) -> Iterator[CatalystFrame]:
         return self.frames()
+
+    def fingerprint(self) -> str:
+        """A digest of the names, sizes and times of the files: another when they have changed."""
+        digest = hashlib.sha256()
+        folder = self.path if self.path.is_dir() else self.path.parent
+        for file in sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]:
+            if file.is_file() and not file.name.endswith("-lock"):  # which reading an LMDB makes
+                status = file.stat()
+                facts = file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns
+                digest.update(repr(facts).encode())
+        return digest.hexdigest()
 
     @property
     def num_atoms(self) -> Int[np.ndarray, " frames"] | None:

@@ -57,8 +57,7 @@ class Corruption:
         spared = self.spared is not None and bool(structure.info.get(self.spared, False))
         if spared or structure.forces is None:
             return np.zeros(structure.num_nodes, bool)
-        fixed = structure.info.get("fixed", np.zeros(structure.num_nodes, bool))
-        return ~np.asarray(fixed, bool)
+        return structure.free
 
 
 def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:

@@ -24,9 +24,8 @@ def unread(dataset: Dataset, keys: LabelKeys) -> Iterator[Finding]:
     for (label, key), frames in having.items():
         yield _judged(structures, keys, label, key, frames)
     for label in LABELS:
-        with_label = dataset.report.labels.get(label, 0)
-        if 0 < with_label < len(structures):
-            lacking = [i for i, s in enumerate(structures) if getattr(s, label) is None]
+        lacking = [i for i, s in enumerate(structures) if getattr(s, label) is None]
+        if 0 < len(lacking) < len(structures):
             yield Finding(
                 "labels",
                 Verdict.NOTE,

@@ -63,6 +63,7 @@ from equizoo.structure import EnergyReference, Structure, require_same_reference
 from equizoo.whole_files import written_whole
 
 NOTES = "parts"  # in the folder, until all parts are there
+STOP = "stop"  # among them, while workers are to end
 FIRST_LOOK = 50  # frames of a source that are read before anything is written
 WITHIN_5A = NeighborRule(5.0)
 _WRITER = "group_size:1,zstd:3,max_parallelism:1"
@@ -95,7 +96,8 @@ def prepare(
 
     Raises ``ValueError`` for sources that do not go together (level of theory, energy reference,
     isolated atoms), for a folder with other things or of other settings in it, when a source has
-    changed since, and as the readers do; with ``on_bad="skip"`` faulty frames are left out.
+    changed since, and as the readers do; with ``on_bad="skip"`` faulty frames are left out
+    and counted; rows of OC20's and OC22's files that cannot be read at all raise nevertheless.
     """
     folder = Path(folder).expanduser()
     if frames_per_shard < 1 or workers < 1:
@@ -132,6 +134,7 @@ def prepare(
         if not (folder / INDEX).is_file():
             for partial in [*folder.glob(".*.partial"), *(folder / NOTES).glob(".*.partial")]:
                 partial.unlink()
+            (folder / NOTES / STOP).unlink(missing_ok=True)  # of a process killed meanwhile
             _work_all(folder, settings, workers, progress)
             _finish(folder, settings)
         for note in (folder / NOTES).glob("*.json"):
@@ -255,15 +258,18 @@ def _work_all(
         try:
             while pending := concurrent.futures.wait(running, timeout=0.5).not_done:
                 if any(r.done() and r.exception() is not None for r in running):
-                    (folder / NOTES / "stop").touch()
+                    (folder / NOTES / STOP).touch()
                 if progress is not None:
                     notes = _notes(folder)
                     progress(len(notes), sum(_note(note)["shard"]["frames"] for note in notes))
                 del pending
         finally:
-            (folder / NOTES / "stop").unlink(missing_ok=True)
-        for future in running:
-            future.result()
+            (folder / NOTES / STOP).unlink(missing_ok=True)
+        finished = [future.result() for future in running]  # raises what a worker has
+        if not all(finished):
+            raise ValueError(
+                f"Preparing {folder} was stopped before all was read; run the same command again."
+            )
 
 
 def _work(
@@ -273,10 +279,11 @@ def _work(
     workers: int,
     parent: int | None,
     progress: Progress | None = None,
-) -> None:
-    """Makes every ``workers``-th part that is not there; stops when its parent is gone."""
+) -> bool:
+    """Makes every ``workers``-th part that is not there; ``False`` when told to stop before the
+    end, or its parent is gone."""
     parts = frames = 0
-    stop = folder / NOTES / "stop"
+    stop = folder / NOTES / STOP
     for number, described in enumerate(settings["sources"]):
         origin = _origin(described)
 
@@ -286,11 +293,12 @@ def _work(
 
         for part, structures in _parts(origin, settings, wanted):
             if parent is not None and (os.getppid() != parent or stop.exists()):
-                return
+                return False
             note = _make(folder, settings, _part_name(number, part), structures)
             parts, frames = parts + 1, frames + note["shard"]["frames"]
             if progress is not None:
                 progress(parts, frames)
+    return True
 
 
 class _PartOfSource:

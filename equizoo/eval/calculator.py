@@ -10,6 +10,7 @@ from equizoo.compile_cache import use_compile_cache
 from equizoo.eval.packing import budget_with_headroom
 from equizoo.eval.potential import DTYPES, Potential
 from equizoo.graph import Budget, Frame
+from equizoo.structure import state_of
 
 HEADROOM = 1.25  # of the number of neighbours, over what the structure has when first seen
 
@@ -53,6 +54,13 @@ class EquizooCalculator(Calculator):
         }
         if result.stress is not None:
             self.results["stress"] = full_3x3_to_voigt_6_stress(result.stress)
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last evaluation, charge, spin and head in ``info`` too."""
+        changes = super().check_state(atoms, tol)
+        if self.atoms is not None and state_of(self.atoms.info) != state_of(atoms.info):
+            changes.append("info")
+        return changes
 
     def _budget(self, frame: Frame) -> Budget:
         budget = self._budgets.get(frame.num_nodes)

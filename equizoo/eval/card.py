@@ -183,7 +183,8 @@ def write_evaluations(beside: Path, evaluations: Sequence[Evaluation]) -> None:
 
 def structures_for(name: str, structures: str | None) -> tuple[str, list[Structure]]:
     """Where structures to certify a model with come from, and they: a data set or file, or the
-    first on the model's card that is here; none where there is no such thing."""
+    first on the model's card that is here or can be downloaded, or those it replays; none where
+    there is no such thing."""
     from equizoo.data.datasets import DATASETS, load_dataset
 
     if structures is not None:

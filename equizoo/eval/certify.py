@@ -487,7 +487,7 @@ def _stability(
         f"{settings.friction:g}/ps for {ran.time[-1]:g} ps of {settings.md_picoseconds:g}, "
         f"{len(replicas)} replicas at once; unstable: two atoms closer than {CLOSEST} of their "
         f"covalent radii, a molecule's bond {STRETCHED} times as long as at the start, {HOT:g} "
-        "times as hot as wanted, or forces that are not finite"
+        "times as hot as wanted (times 1 + 3/sqrt(3N) for N atoms), or forces that are not finite"
     )
     return Check.of(name, values, {"unstable_replicas": 0.0}, how)
 

@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 from ase.data import chemical_symbols
 
 from equizoo.eval.convert_equiformer_v2 import convert_equiformer_v2
-from equizoo.eval.convert_mace_torch import CONSENT, convert_mace_torch
+from equizoo.eval.convert_mace_torch import WHY_CONSENT, convert_mace_torch
 from equizoo.eval.potential import Potential, load
 from equizoo.hub import sha256_of
 from equizoo.registry import MODELS, ModelEntry, cache_folder
@@ -24,8 +24,9 @@ def require_license(entry: ModelEntry, accepted: str | None) -> None:
     if entry.checkpoint.terms is not None and entry.license_weights not in given:
         raise ValueError(
             f"{entry.name} is under {entry.license_weights}. {entry.checkpoint.terms} If you "
-            f"agree: accept_license={entry.license_weights!r} (on the command line "
-            f"--accept-license {entry.license_weights}, or EQUIZOO_ACCEPT_LICENSES)."
+            f"agree: accept_license={entry.license_weights!r} (on the command line, once: equizoo "
+            f"convert mace-torch {entry.name} --accept-license {entry.license_weights} --trust; or "
+            "EQUIZOO_ACCEPT_LICENSES)."
         )
 
 
@@ -65,7 +66,11 @@ def ensure_converted(
     card = MODELS.folder / f"{entry.name}.md"
     potential.card = card.read_text("utf-8") if card.is_file() else None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    potential.save(folder)
+    try:
+        potential.save(folder)
+    except (ValueError, OSError):
+        if entry.source != "cached":  # else another process was faster, with the same result
+            raise
     return folder
 
 
@@ -74,7 +79,8 @@ def _mace_torch(entry: ModelEntry, trust: bool, python: str | Path | None) -> Po
     if not trust:
         raise ValueError(
             f"{entry.name} is a checkpoint of mace-torch ({entry.checkpoint.address}), converted "
-            f"when it is first loaded: {CONSENT}"
+            f"when it is first loaded: {WHY_CONSENT} (on the command line, once: equizoo convert "
+            f"mace-torch {entry.name} --trust)."
         )
     return convert_mace_torch(
         _checkpoint_file(entry),

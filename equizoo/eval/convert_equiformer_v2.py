@@ -63,4 +63,5 @@ def convert_equiformer_v2(
         energy_reference=energy_reference,
         level_of_theory=level_of_theory,
         name=name or source.stem,
+        source=converted.source,
     )

@@ -17,9 +17,9 @@ KIND = CheckpointKind(
     needs="mace-torch",
     install="pip install mace-torch safetensors",
 )
-CONSENT = (
+WHY_CONSENT = (
     "it is a pickled Python object, and opening it runs whatever code its author put in. Only if "
-    "you trust where it comes from: trust=True (on the command line --trust)."
+    "you trust where it comes from: trust=True"
 )
 
 
@@ -35,7 +35,7 @@ def dump_mace_torch(
 
     def consent() -> None:
         if not trust:
-            raise ValueError(f"{file}: {CONSENT}")
+            raise ValueError(f"{file}: {WHY_CONSENT} (on the command line --trust).")
 
     run_step_one(KIND, file, folder, python=python, before=consent)
 

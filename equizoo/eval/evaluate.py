@@ -25,7 +25,7 @@ class Evaluation:
     metrics: Mapping[str, Any]
     left_out: Mapping[str, int]  # frames the reader left out, by reason
     energy_per_atom: Float[np.ndarray, "energies 2"]  # [eV] reference, predicted
-    forces: Float[np.ndarray, "force_components 2"]  # [eV/Å] reference, predicted
+    forces: Float[np.ndarray, "force_components 2"]  # [eV/Å] reference, predicted; of free atoms
     stress: Float[np.ndarray, "stress_components 2"]  # [eV/Å^3] reference, predicted
     # metrics of every so-many-th frame; empty for a small data set
     sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -69,6 +69,8 @@ def evaluate(
             sample.add(structure, result)
         for kind, values in pairs.items():
             label, predicted = getattr(structure, kind), getattr(result, kind)
+            if kind == "forces" and label is not None:
+                label, predicted = label[structure.free], predicted[structure.free]
             if label is not None and predicted is not None:
                 per = structure.num_nodes if kind == "energy" else 1
                 values.append(np.stack([np.ravel(label), np.ravel(predicted)], axis=1) / per)

@@ -233,9 +233,10 @@ def _facts(
     return {
         "task": task.name,
         "model": predictor.potential.name,
-        "weights_sha256": predictor.potential.weights_sha256(),
+        "model_sha256": predictor.potential.model_sha256(),
         "references_sha256": hashlib.sha256(known.encode()).hexdigest(),
         "part_size": part_size,
         "systems": {split: len(source) for split, source in sources.items()},
+        "data": {split: source.fingerprint() for split, source in sources.items()},
         **predictor.facts,
     }

@@ -54,6 +54,7 @@ class Task:
     splits: tuple[str, ...]
     energy_reference: EnergyReference  # of the energies in the file
     counts: Mapping[Part, Mapping[str, int]]  # systems of every split
+    layout: Layout = Layout.SPACE  # of its evaluator, where there is one
 
     def arrays(self, split: str) -> tuple[str, ...]:
         """The names of the arrays of one split."""
@@ -86,9 +87,9 @@ TASKS: Mapping[str, Task] = {
         Task("oc20-s2ef", Kind.S2EF, _OC20, EnergyReference.ADSORPTION, _OC20_S2EF),
         Task("oc20-is2re", Kind.IS2RE, _OC20, EnergyReference.ADSORPTION, _OC20_INITIAL),
         Task("oc20-is2rs", Kind.IS2RS, _OC20, EnergyReference.ADSORPTION, _OC20_INITIAL),
-        Task("oc22-s2ef", Kind.S2EF, _OC22, EnergyReference.TOTAL, _OC22_S2EF),
-        Task("oc22-is2re", Kind.IS2RE, _OC22, EnergyReference.TOTAL, _OC22_INITIAL),
-        Task("oc22-is2rs", Kind.IS2RS, _OC22, EnergyReference.TOTAL, _OC22_INITIAL),
+        Task("oc22-s2ef", Kind.S2EF, _OC22, EnergyReference.TOTAL, _OC22_S2EF, Layout.EVALAI),
+        Task("oc22-is2re", Kind.IS2RE, _OC22, EnergyReference.TOTAL, _OC22_INITIAL, Layout.EVALAI),
+        Task("oc22-is2rs", Kind.IS2RS, _OC22, EnergyReference.TOTAL, _OC22_INITIAL, Layout.EVALAI),
     )
 }
 

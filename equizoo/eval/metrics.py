@@ -62,13 +62,15 @@ class Metrics:
 
     A label that is absent counts nowhere, and an error without any label has no entry in
     :meth:`summary`. Every structure weighs the same in energies, every component the same in
-    forces and stress (all nine of a tensor). Raises ``ValueError`` when model and data measure
-    energies against different references.
+    forces and stress (all nine of a tensor). Forces on atoms that a structure states to be held
+    fixed (``info["fixed"]``) do not count, and their number is told. Raises ``ValueError`` when
+    model and data measure energies against different references.
     """
 
     def __init__(self, model_reference: EnergyReference, data_reference: EnergyReference):
         require_same_reference(model_reference, data_reference, "Comparing model and data")
         self.num_structures = self.num_atoms = self.num_stresses_without_prediction = 0
+        self.num_fixed_atoms = 0
         self._errors = {quantity: MeanErrors() for quantity, *_ in _UNITS}
         self._forces_of: dict[int, MeanErrors] = {}
 
@@ -81,11 +83,15 @@ class Metrics:
             self._errors["energy"].add(error)
             self._errors["energy_per_atom"].add(error / structure.num_nodes)
         if structure.forces is not None:
-            errors = result.forces - structure.forces
+            free = structure.free
+            self.num_fixed_atoms += int(np.sum(~free))
+            errors, numbers = (
+                (result.forces - structure.forces)[free],
+                structure.atomic_numbers[free],
+            )
             self._errors["forces"].add(errors)
-            for z in np.unique(structure.atomic_numbers).tolist():
-                of_element = self._forces_of.setdefault(z, MeanErrors())
-                of_element.add(errors[structure.atomic_numbers == z])
+            for z in np.unique(numbers).tolist():
+                self._forces_of.setdefault(z, MeanErrors()).add(errors[numbers == z])
         if structure.stress is not None:
             if result.stress is None:
                 self.num_stresses_without_prediction += 1
@@ -103,6 +109,7 @@ class Metrics:
             **by_element,
             "num_structures": self.num_structures,
             "num_atoms": self.num_atoms,
+            "num_fixed_atoms": self.num_fixed_atoms,
             "num_energies": self._errors["energy"].count,
             "num_force_components": self._errors["forces"].count,
             "num_stress_components": self._errors["stress"].count,

@@ -110,11 +110,18 @@ class Potential:
         """How many programs have been compiled so far, over all shapes and dtypes."""
         return len(self._traces)
 
-    def weights_sha256(self) -> str:
-        """A digest of the weights, in the order of their names: equal for equal models."""
+    def model_sha256(self) -> str:
+        """A digest of all that predictions depend on: equal for equal models.
+
+        Weights in the order of their names, the configuration, reference energies of all heads and
+        what they are measured against, and the head in use.
+        """
         digest = hashlib.sha256()
         for array in jax.tree.leaves(jax.device_get(self._params)):
             digest.update(np.ascontiguousarray(array).tobytes())
+        energies = {head: sorted(of_head.items()) for head, of_head in self._energies.items()}
+        facts = self.config, sorted(energies.items()), str(self.energy_reference), self.head
+        digest.update(repr(facts).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -150,7 +157,7 @@ class Potential:
         other._set_heads(
             self._energies | {self.head: energies}, self._levels | {self.head: level_of_theory}
         )
-        other.placeholders = frozenset()
+        other.card, other.placeholders = None, frozenset()
         other._choose_head(self.head)
         return other
 
@@ -639,7 +646,7 @@ def load(
         energy_reference=block.energy_reference,
         level_of_theory={name: part.level_of_theory for name, part in heads.items()},
         name=_name(spec, folder),
-        card=contents.card,
+        card=_released_card(spec) if contents.card is None else contents.card,
         head=block.head,
         source=block.source,
     )
@@ -648,6 +655,11 @@ def load(
     if check_golden:
         check_golden_outputs(potential.predict, contents.golden, str(folder / hub.GOLDEN))
     return potential if head is None else potential.with_head(head)
+
+
+def _released_card(spec: str | Path) -> str | None:
+    """That of a model of the zoo, whose folder in the package has none."""
+    return (MODELS.folder / f"{spec}.md").read_text("utf-8") if str(spec) in MODELS else None
 
 
 def describe(spec: str | Path) -> dict[str, Any]:

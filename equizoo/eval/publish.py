@@ -117,17 +117,22 @@ def _plain_body(potential: Potential) -> str:
     return "\n".join([*lines, ""])
 
 
+def require_pinnable(name: str, in_pull_request: bool) -> None:
+    """Raises ``ValueError`` for anything that is not a released model, and for a pull request,
+    whose commit is not yet the repository's."""
+    if name not in MODELS or in_pull_request:
+        raise ValueError(
+            f"{name} cannot be pinned; expected a released model, published to a branch rather "
+            "than in a pull request."
+        )
+
+
 def pin(name: str, upload: Upload) -> Path:
     """The card of a released model, which from now on says where on the Hub its weights are.
 
-    Raises ``ValueError`` for anything that is not a released model, and for a pull request, whose
-    commit is not yet the repository's.
+    Raises ``ValueError`` as :func:`require_pinnable` does.
     """
-    if name not in MODELS or upload.pull_request is not None:
-        raise ValueError(
-            f"{name} at {upload.url} cannot be pinned; expected a released model, published to a "
-            "branch rather than in a pull request."
-        )
+    require_pinnable(name, upload.pull_request is not None)
     path = MODELS.folder / f"{name}.md"
     fields, body = hub.split_front_matter(path.read_text("utf-8"), str(path))
     fields |= {"hub_repo": upload.repo, "hub_revision": upload.commit}

@@ -287,8 +287,9 @@ class Relaxer:
             start = item.initial
             for array in (start.atomic_numbers, start.positions, start.cell, item.free):
                 digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(repr((start.pbc, start.charge, start.spin, start.head)).encode())
         return {
-            "weights_sha256": self.potential.weights_sha256(),
+            "model_sha256": self.potential.model_sha256(),
             "structures_sha256": digest.hexdigest(),
             "record": record,
             **self.facts,

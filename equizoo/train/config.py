@@ -115,7 +115,7 @@ class TrainConfig:
     seed: int = 0
     validate_every: int = 1  # epochs
     checkpoint_every: int = 200  # steps
-    early_stop: int | None = None  # epochs without improvement on the validation set
+    early_stop: int | None = None  # epochs without improvement, asked at validations
     remat: Remat = Remat.NONE  # what is computed again for derivatives, to save memory
     when_too_large: WhenTooLarge = WhenTooLarge.REFUSE
 
@@ -130,6 +130,8 @@ class TrainConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.early_stop is not None and self.early_stop < 1:
+            raise ValueError(f"early_stop is {self.early_stop}, expected at least 1, or null.")
         if self.batch_size % self.microbatches:
             raise ValueError(
                 f"batch_size is {self.batch_size}, which {self.microbatches} microbatches cannot "

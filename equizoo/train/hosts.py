@@ -55,17 +55,18 @@ def gathered(value: Any) -> list[Any]:
 
 
 def on_first(action: Callable[[], Any]) -> None:
-    """Does it on the first process alone; the others wait, and raise its ``ValueError`` too."""
-    problem = ""
+    """Does it on the first process alone; the others wait, and raise ``ValueError`` if it fails."""
+    problem: Exception | None = None
     if is_first():
         try:
             action()
-        except ValueError as error:
-            if jax.process_count() == 1:
-                raise
-            problem = str(error)
-    if told := gathered(problem)[0]:
-        raise ValueError(told)
+        except Exception as error:  # whatever it is, the others must not wait for ever
+            problem = error
+    told = gathered("" if problem is None else f"{type(problem).__name__}: {problem}")[0]
+    if problem is not None:
+        raise problem
+    if told:
+        raise ValueError(f"The first process stopped: {told}")
 
 
 class Termination:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, TrainConfig
 from equizoo.train.device_clock import DeviceClock
 from equizoo.train.hosts import Termination, gathered, is_first
-from equizoo.train.loss import ErrorSums
+from equizoo.train.loss import ErrorSums, LossSums
 from equizoo.train.memory import forecast, peak_memory, require_fit
 from equizoo.train.optimizer import learning_rate_schedule, make_optimizer
 from equizoo.train.parallel import (
@@ -50,7 +50,7 @@ from equizoo.train.step import (
     make_train_step,
     make_validation_step,
 )
-from equizoo.zoo._base import Architecture, ArchitectureConfig
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Remat
 
 _MOST_SKIPPED = 20  # steps
 _NAMED = 5  # structures
@@ -66,7 +66,8 @@ class Progress:
     plateau_best: float = math.inf
     plateau_wait: int = 0
     scale: float = 1.0  # of the learning rate, lowered on plateaus
-    loss_sum: float = 0.0  # over the steps of the current epoch
+    loss_sum: float = 0.0  # over the steps of the current epoch that were not skipped
+    loss_steps: int = 0  # their number
     error_sums: list[list[float]] = dataclasses.field(  # likewise, the rows of ErrorSums
         default_factory=lambda: np.zeros((len(ErrorSums._fields), 3)).tolist()
     )
@@ -107,7 +108,7 @@ def fit(
     checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
     bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
     """
-    _require_denoises(model, config)
+    _require_able(model, config)
     share = Share(jax.process_index(), jax.process_count())
     steps_per_epoch = -(-len(train) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -117,7 +118,7 @@ def fit(
     mesh = None if config.microbatches == 1 else make_mesh(config.microbatches)
     optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
-    validate = make_validation_step(model, form)
+    validate = make_validation_step(model, _stages(config)[-1], form)
     step_of = {
         weights: make_train_step(
             model,
@@ -145,7 +146,7 @@ def fit(
     first_step = int(state.step)
     if first_step < total_steps:
         weights = _loss_at(config, first_step / total_steps)
-        step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh)
+        step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh, model.remats)
     log = RunLog(folder, first_step, title, boards) if is_first() else NoLog()
     clock = DeviceClock()
     live = LiveProgress(total_steps, first_step, title, quiet=not is_first())
@@ -160,7 +161,7 @@ def fit(
     step, structures = first_step, 0
     try:
         with Termination() as termination:
-            while step < total_steps:
+            while step < total_steps and not _is_over(config, step, steps_per_epoch, progress):
                 weights = _loss_at(config, step / total_steps)
                 batches, frames = [], []
                 for _ in parts:
@@ -184,17 +185,19 @@ def fit(
                         "step": step,
                         "learning_rate": progress.scale * float(schedule(step)),
                     }
-                    row |= _train_row(progress, steps_per_epoch)
+                    row |= _train_row(progress)
                     row |= _padding(progress, packing.budget, steps_per_epoch * config.microbatches)
                     row |= clock.row(sum(gathered(structures)))
                     structures = 0
                     _begin_epoch(progress)
                     if epoch % config.validate_every == 0 or step == total_steps:
                         averages = of_one_device(state.ema)
-                        sums = [validate(averages, *batch) for batch in valid_batches]
-                        errors = _errors(_total(jax.device_get(sums)))
+                        found = [validate(averages, *batch) for batch in valid_batches]
+                        sums = jax.device_get(found)
+                        errors = _errors(_total([errors for errors, _ in sums], ErrorSums, 3))
                         row |= _prefixed("valid", error_entries(errors))
-                        objective = _objective(errors, _stages(config)[-1])
+                        parts_of_loss = _total([terms for _, terms in sums], LossSums, 2)
+                        objective = _objective(parts_of_loss, _stages(config)[-1])
                         row["valid_objective"] = objective
                         _update_plateau(progress, objective, config)
                         if objective < progress.best:
@@ -206,8 +209,6 @@ def fit(
                     if "valid_objective" in row:
                         live.report(row)
                     log.write(row)
-                    if config.early_stop and epoch - progress.best_epoch >= config.early_stop:
-                        break
                 stopping = termination.after(step)
                 if step % config.checkpoint_every == 0 or stopping:
                     clock.pause()
@@ -263,9 +264,9 @@ def _own(of_hosts: Mapping[str, Any]) -> Any:
     return parts[jax.process_index()]
 
 
-def _total(sums: Sequence[ErrorSums]) -> np.ndarray:
-    """Over the batches of all hosts, in float64."""
-    nothing = np.zeros((len(ErrorSums._fields), 3))
+def _total(sums: Sequence[Any], kind: type, columns: int) -> np.ndarray:
+    """Over the batches of all hosts, in float64, a row for every field of ``kind``."""
+    nothing = np.zeros((len(kind._fields), columns))  # type: ignore[attr-defined]
     own = np.sum([nothing, *map(np.asarray, sums)], axis=0, dtype=np.float64)
     return np.sum(gathered(own.tolist()), axis=0)
 
@@ -277,7 +278,13 @@ def make_corruptor(model: ArchitectureConfig, config: TrainConfig) -> Corruptor 
     return Corruptor(config.auxiliary.corruption, model.frame)
 
 
-def _require_denoises(model: Architecture, config: TrainConfig) -> None:
+def _require_able(model: Architecture, config: TrainConfig) -> None:
+    """Raises ``ValueError`` where the model lacks what a part of the run is to learn."""
+    if not model.config.conservative and any(loss.stress > 0 for loss in _stages(config)):
+        raise ValueError(
+            "The stress has a weight in the loss, but a model with direct forces predicts none; "
+            "set it to 0, or let the forces be the gradient of the energy."
+        )
     if config.auxiliary is not None and not model.config.denoises:
         raise ValueError(
             f"The run is to denoise, but {type(model).__name__} as configured takes no forces and "
@@ -300,7 +307,12 @@ def _on_devices(parts: Sequence[tuple[Graph, Labels]], mesh: Mesh | None) -> tup
 
 
 def _fitting(
-    step: Any, state: TrainState, stream: Any, config: TrainConfig, mesh: Mesh | None
+    step: Any,
+    state: TrainState,
+    stream: Any,
+    config: TrainConfig,
+    mesh: Mesh | None,
+    remats: Collection[Remat],
 ) -> Any:
     """The step compiled for the one shape of all batches, once its memory is known to fit."""
     # of one shape, all of them
@@ -308,7 +320,7 @@ def _fitting(
     program = step.lower(state, *batch, replicated(mesh, np.float32(1.0))).compile()
     found = forecast(program, state, config.batch_size)
     if found is not None:
-        require_fit(found, config.when_too_large)
+        require_fit(found, config.when_too_large, remats)
     return program
 
 
@@ -321,6 +333,14 @@ def _stages(config: TrainConfig) -> tuple[LossWeights, ...]:
 def _loss_at(config: TrainConfig, fraction: float) -> LossWeights:
     stage = config.second_stage
     return config.loss if stage is None or fraction < stage.start else stage.loss
+
+
+def _is_over(config: TrainConfig, step: int, steps_per_epoch: int, progress: Progress) -> bool:
+    """Whether a validation found that the errors have not fallen for long enough."""
+    epoch, within = divmod(step, steps_per_epoch)
+    if config.early_stop is None or within or not epoch or epoch % config.validate_every:
+        return False
+    return epoch - progress.best_epoch >= config.early_stop
 
 
 def _accumulate(progress: Progress, report: StepReport, frames: Sequence[Frame]) -> None:
@@ -338,6 +358,7 @@ def _accumulate(progress: Progress, report: StepReport, frames: Sequence[Frame])
             )
         return
     progress.loss_sum += float(loss)
+    progress.loss_steps += 1
     progress.error_sums = np.add(progress.error_sums, errors, dtype=np.float64).tolist()
 
 
@@ -366,7 +387,7 @@ def _suspicion(suspects: Mapping[str, int]) -> str:
 
 def _begin_epoch(progress: Progress) -> None:
     fresh = Progress()
-    for field in ("loss_sum", "error_sums", "nodes", "edges"):
+    for field in ("loss_sum", "loss_steps", "error_sums", "nodes", "edges"):
         setattr(progress, field, getattr(fresh, field))
 
 
@@ -379,8 +400,10 @@ def _padding(progress: Progress, budget: Budget, batches: int) -> dict[str, floa
     }
 
 
-def _train_row(progress: Progress, steps: int) -> dict[str, float]:
-    row = {"train_loss": progress.loss_sum / steps, "skipped_steps": progress.skipped_steps}
+def _train_row(progress: Progress) -> dict[str, float]:
+    row: dict[str, float] = {"skipped_steps": progress.skipped_steps}
+    if progress.loss_steps:
+        row = {"train_loss": progress.loss_sum / progress.loss_steps} | row
     return row | _prefixed("train", error_entries(_errors(progress.error_sums)))
 
 
@@ -394,14 +417,12 @@ def _prefixed(split: str, entries: Mapping[str, float]) -> dict[str, float]:
     return {f"{split}_{key}": value for key, value in entries.items()}
 
 
-def _objective(errors: Mapping[str, MeanErrors], weights: LossWeights) -> float:
-    """The weighted mean squared errors over a data set: what the best checkpoint minimises."""
-    terms = (
-        (weights.energy, errors["energy_per_atom"]),
-        (weights.forces, errors["forces"]),
-        (weights.stress, errors["stress"]),
-    )
-    return float(sum(weight * e.squares / e.count for weight, e in terms if e.count))
+def _objective(sums: np.ndarray, weights: LossWeights) -> float:
+    """The loss over a data set, from the rows of :class:`LossSums`: what the best checkpoint
+    minimises."""
+    terms = zip(LossSums._fields, sums.tolist(), strict=True)
+    means = {quantity: total / count for quantity, (total, count) in terms if count}
+    return float(sum(getattr(weights, quantity) * mean for quantity, mean in means.items()))
 
 
 def _update_plateau(progress: Progress, objective: float, config: TrainConfig) -> None:

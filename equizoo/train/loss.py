@@ -61,22 +61,53 @@ def loss(
             f"The weight of the stress is {weights.stress}, but a model with direct forces "
             "predicts no stress; set it to 0, or let the forces be the gradient of the energy."
         )
+    counts = label_counts(labels) if counts is None else counts
+    parts = [
+        weight * _mean(penalties, mask, getattr(counts, quantity))
+        for quantity, (penalties, mask) in _penalties(prediction, graph, labels, weights).items()
+        if (weight := getattr(weights, quantity)) > 0
+    ]
+    noise_mask = labels.noise_mask
+    if prediction.noise is not None and labels.noise is not None and noise_mask is not None:
+        penalties = _penalty(weights)(prediction.noise - labels.noise)
+        parts.append(noise_weight * _mean(penalties, noise_mask, counts.forces))
+    return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
+
+
+class LossSums(NamedTuple):
+    """For each quantity in the loss the sum of what is averaged there, and over how many."""
+
+    energy: Float[Array, "2"]
+    forces: Float[Array, "2"]
+    stress: Float[Array, "2"]
+
+
+def loss_sums(
+    prediction: Prediction, graph: Graph, labels: Labels, weights: LossWeights
+) -> LossSums:
+    """The sums of a batch, from which the loss over a data set is formed."""
+
+    def summed(penalties, mask):
+        kept, count = _masked(penalties, mask)
+        return jnp.stack([jnp.sum(kept), count])
+
+    terms = _penalties(prediction, graph, labels, weights)
+    return LossSums(**{quantity: summed(*term) for quantity, term in terms.items()})
+
+
+def _penalties(
+    prediction: Prediction, graph: Graph, labels: Labels, weights: LossWeights
+) -> dict[str, tuple[Float[Array, "n ..."], Bool[Array, " n"]]]:
+    """What the loss is a mean of, by quantity, and where there is a label."""
+    penalty = _penalty(weights)
     energies = prediction.energy - labels.energy
     if weights.errors == Errors.SQUARES:
         energies = energies / _num_atoms(graph, labels.energy.dtype)
-    penalty, noise_mask = _penalty(weights), labels.noise_mask
-    forces = prediction.forces - labels.forces
-    counts = label_counts(labels) if counts is None else counts
-    terms = [
-        (weights.energy, energies[:, None], labels.energy_mask, counts.energy),
-        (weights.forces, forces, labels.forces_mask, counts.forces),
-        (weights.stress, _stress_errors(prediction, labels), labels.stress_mask, counts.stress),
-    ]
-    parts = [w * _mean(penalty(x), mask, count) for w, x, mask, count in terms if w > 0]
-    if prediction.noise is not None and labels.noise is not None and noise_mask is not None:
-        errors = penalty(prediction.noise - labels.noise)
-        parts.append(noise_weight * _mean(errors, noise_mask, counts.forces))
-    return cast(Array, sum(parts))  # no bare 0: LossWeights has a positive one
+    return {
+        "energy": (penalty(energies[:, None]), labels.energy_mask),
+        "forces": (penalty(prediction.forces - labels.forces), labels.forces_mask),
+        "stress": (penalty(_stress_errors(prediction, labels)), labels.stress_mask),
+    }
 
 
 class ErrorSums(NamedTuple):

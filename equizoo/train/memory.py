@@ -5,12 +5,14 @@ import dataclasses
 import os
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from equizoo.train.config import WhenTooLarge
+from equizoo.zoo._base import Remat
 
 SHARE = 0.9  # of what is free, that a step may take
 
@@ -56,8 +58,11 @@ def forecast(compiled: Any, state: Any, batch_size: int) -> Forecast | None:
     return Forecast(held, max(batch, 0), free_memory(), batch_size)
 
 
-def require_fit(found: Forecast, policy: WhenTooLarge) -> None:
-    """``ValueError`` (or a warning, as asked for) with a batch size, where a step does not fit."""
+def require_fit(
+    found: Forecast, policy: WhenTooLarge, remats: Collection[Remat] = (Remat.NONE,)
+) -> None:
+    """``ValueError`` (or a warning, as asked for) with what would help, where a step does not fit:
+    a batch size, and those of ``remats`` that the model offers."""
     if found.fits:
         return
     advice = (
@@ -65,7 +70,10 @@ def require_fit(found: Forecast, policy: WhenTooLarge) -> None:
         if found.proposed
         else "not even one structure would fit; choose a smaller model or smaller structures"
     )
-    message = f"Out of memory ahead: {found}. {advice}, or recompute activations with remat=layers."
+    message = f"Out of memory ahead: {found}. {advice}"
+    if Remat.LAYERS in remats:
+        message += ", or recompute activations with remat=layers"
+    message += "."
     if policy is WhenTooLarge.REFUSE:
         raise ValueError(message + " To try it all the same: when_too_large=warn.")
     warnings.warn(message, stacklevel=2)

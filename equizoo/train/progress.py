@@ -196,7 +196,8 @@ class LiveProgress:
 
     def report(self, row: Mapping[str, Any]) -> None:
         figures = (
-            f"epoch {row['epoch']:4d}  step {row['step']:6d}  loss {row['train_loss']:.3e}  "
+            f"epoch {row['epoch']:4d}  step {row['step']:6d}  "
+            f"loss {row.get('train_loss', math.nan):.3e}  "
             f"train F {row.get('train_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  "
             f"valid E {row.get('valid_energy_rmse_meV_per_atom', math.nan):.2f} meV/atom, "
             f"F {row.get('valid_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  padding "

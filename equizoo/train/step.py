@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from equizoo.graph import Graph, Labels
 from equizoo.train.config import LossWeights
-from equizoo.train.loss import ErrorSums, error_sums, label_counts, loss
+from equizoo.train.loss import ErrorSums, LossSums, error_sums, label_counts, loss, loss_sums
 from equizoo.train.parallel import summed_over_parts
 from equizoo.train.parametrization import WHOLE, Parametrization
 from equizoo.zoo._base import Architecture, Remat, energy_forces_stress
@@ -123,15 +123,16 @@ def make_train_step(
 
 
 def make_validation_step(
-    model: Architecture, form: Parametrization = WHOLE
-) -> Callable[[Any, Graph, Labels], ErrorSums]:
-    """The jitted error sums of a batch under given trained arrays."""
+    model: Architecture, weights: LossWeights, form: Parametrization = WHOLE
+) -> Callable[[Any, Graph, Labels], tuple[ErrorSums, LossSums]]:
+    """The jitted sums of a batch under given trained arrays: of errors, and of this loss."""
     graphdef = nnx.graphdef(model)
 
     def validate(params, graph, labels):
         instance = nnx.merge(graphdef, form.weights(params))
         prediction = energy_forces_stress(instance, graph)
-        return error_sums(prediction, graph, labels)
+        errors = error_sums(prediction, graph, labels)
+        return errors, loss_sums(prediction, graph, labels, weights)
 
     return jax.jit(_full_precision(validate))
 

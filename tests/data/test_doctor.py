@@ -471,3 +471,14 @@ def test_prepared_data_are_looked_at_by_sample_once_they_are_large(
     assert sampled.frames == 60
     leak = one(sampled, f"leakage into {folder.name}")
     assert leak.count == 20
+
+
+def test_labels_are_counted_over_the_frames_looked_at(molecules, tmp_path, monkeypatch):
+    some = [
+        s if index % 2 else dataclasses.replace(s, forces=None)
+        for index, s in enumerate(molecules.structures[:60])
+    ]
+    write_structures(tmp_path / "a.xyz", some)
+    folder = prepare([tmp_path / "a.xyz"], tmp_path / "prepared")
+    monkeypatch.setattr(doctor, "_SAMPLE", 25)  # less than the 30 that have forces
+    assert "10 of 20 frames have no forces" in one(examine(folder), "labels", Verdict.NOTE).message

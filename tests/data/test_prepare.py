@@ -247,6 +247,20 @@ def test_kill_minus_9_then_the_same_command_gives_the_same_bytes(source, folder,
     assert times == {name: (target / name).stat().st_mtime_ns for name in times}  # kept
 
 
+def test_a_stop_left_by_a_killed_run_stops_nobody(source, folder, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    options = dict(frames_per_shard=5, rule=NeighborRule(2.5), store_neighbors=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_work", lambda *_: None)
+        patch.setattr(prepare_module, "_finish", lambda *_: None)
+        with pytest.raises(ValueError, match="not finished"):
+            prepare([source], target, **options)
+    (target / prepare_module.NOTES).mkdir(exist_ok=True)
+    (target / prepare_module.NOTES / prepare_module.STOP).touch()
+    prepare([source], target, workers=2, **options)
+    assert contents(target) == contents(folder)
+
+
 def test_a_finished_folder_is_opened_and_other_settings_are_refused(source, folder, tmp_path):
     before = contents(folder)
     options = dict(frames_per_shard=5, rule=NeighborRule(2.5), store_neighbors=True)

@@ -111,3 +111,17 @@ def test_calculators_of_one_potential_share_programs():
         atoms.rattle(1e-4, seed=seed)
         atoms.get_forces()
     assert potential.num_programs == 1
+
+
+def test_charge_spin_and_head_count_as_changes(monkeypatch):
+    potential, evaluated = pair_potential(), []
+    original = potential.evaluate_batch
+    monkeypatch.setattr(
+        potential, "evaluate_batch", lambda *args: evaluated.append(1) or original(*args)
+    )
+    atoms = cluster(np.random.default_rng(8), 5)
+    atoms.calc = potential.calculator()
+    for change in ({}, {"charge": 1}, {"charge": 1.0}, {"spin": 2}, {"note": "mine"}):
+        atoms.info |= change
+        atoms.get_potential_energy()
+    assert len(evaluated) == 3  # the first, another charge, another spin

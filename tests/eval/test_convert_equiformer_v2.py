@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from equizoo.cli import main
+from equizoo.eval import checkpoints
 from equizoo.eval.checkpoints import convert_released, ensure_converted
 from equizoo.eval.convert_equiformer_v2 import convert_equiformer_v2, dump_equiformer_v2
 from equizoo.eval.potential import load
@@ -141,3 +142,14 @@ def test_released_checkpoints_by_name(dump, tmp_path, monkeypatch):
     assert convert_released(entry.name, "equiformer-v2", out) == out
     for again in (load(entry.name), load(out)):
         assert again.predict(WATER).energy == potential.predict(WATER).energy
+    # a process that converts it meanwhile and is faster is no error
+    folder = tmp_path / "cache" / "models" / entry.name
+    done = folder.rename(tmp_path / "done")
+
+    def slower(*_):
+        done.rename(folder)
+        return potential
+
+    monkeypatch.setitem(checkpoints._CONVERTERS, "equiformer-v2", slower)
+    with pytest.warns(UserWarning, match="it is another file"):
+        assert ensure_converted(entry) == folder

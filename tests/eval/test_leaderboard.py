@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import zlib
 
 import lmdb
@@ -368,3 +369,25 @@ def test_ids_that_come_twice_in_the_data(potential, data, tmp_path):
     with pytest.raises(ValueError, match="Nothing is overwritten"):
         write_file(tmp_path / "a.npz", S2EF, Layout.SPACE, parts)
     assert len(list(sources["id"])) == 5
+
+
+def test_parts_of_other_data_or_another_model_are_not_reused(potential, data, tmp_path):
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    run(potential, own, tmp_path / "parts", share=(0, 2))
+    energies = dict.fromkeys(ENERGIES, -0.25)
+    other = potential.with_reference_energies(energies, potential.level_of_theory)
+    with pytest.raises(ValueError, match="model_sha256"):
+        run(other, own, tmp_path / "parts")
+    file = own / "s2ef" / "test_id" / "a.aselmdb"
+    file.unlink()
+    save_split(own / "s2ef" / "again", COUNTS["id"], seed=9)
+    (own / "s2ef" / "again" / "a.aselmdb").rename(file)
+    with pytest.raises(ValueError, match="another run.*data: "):
+        run(potential, own, tmp_path / "parts")
+
+
+def test_each_leaderboard_has_the_layout_of_its_evaluator():
+    layouts = {name: task.layout for name, task in TASKS.items()}
+    assert {layouts[f"oc22-{kind}"] for kind in ("s2ef", "is2re", "is2rs")} == {Layout.EVALAI}
+    assert {layouts["oc20-s2ef"], layouts["oc20-is2re"]} == {Layout.SPACE}

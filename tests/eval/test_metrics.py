@@ -40,6 +40,7 @@ def test_energies_by_hand():
     assert counts == {
         "num_structures": 3,
         "num_atoms": 7,
+        "num_fixed_atoms": 0,
         "num_energies": 2,
         "num_force_components": 0,
         "num_stress_components": 0,
@@ -63,6 +64,16 @@ def test_forces_by_hand():
     by_element = {"H": np.sqrt(12 / 6), "C": np.sqrt(16 / 3)}
     assert summary["forces_rmse_meV_per_A_by_element"] == pytest.approx(by_element)
     assert "energy_mae_meV" not in summary
+
+
+def test_forces_on_atoms_held_fixed_do_not_count():
+    metrics = Metrics(TOTAL, TOTAL)
+    held = structure("HC", forces=np.zeros((2, 3)), info={"fixed": np.array([False, True])})
+    metrics.add(held, result(2, forces=np.array([[0.002, 0, 0], [1.0, 1.0, 1.0]])))
+    summary = metrics.summary()
+    assert summary["forces_mae_meV_per_A"] == pytest.approx(2 / 3)
+    assert summary["forces_mae_meV_per_A_by_element"] == pytest.approx({"H": 2 / 3})
+    assert (summary["num_force_components"], summary["num_fixed_atoms"]) == (3, 1)
 
 
 def test_stress_by_hand():

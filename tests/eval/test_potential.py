@@ -364,3 +364,15 @@ def test_structures_are_accepted_as_they_are(mace):
     atoms = cluster(np.random.default_rng(6), 7)
     structure = Structure.from_atoms(atoms)
     assert mace.predict(structure).energy == mace.predict(atoms).energy
+
+
+def test_a_model_of_the_zoo_has_its_card():
+    assert "name: mace-3bpa" in load("mace-3bpa", check_golden=False).card
+
+
+def test_the_digest_is_of_all_that_predictions_depend_on(folder):
+    same, again = load(folder), load(folder)
+    assert same.model_sha256() == again.model_sha256()
+    energies = {z: e + 0.5 for z, e in same.reference_energies.items()}
+    moved = same.with_reference_energies(energies, same.level_of_theory)
+    assert moved.model_sha256() != same.model_sha256() and moved.card is None

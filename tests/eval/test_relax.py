@@ -187,6 +187,10 @@ def test_a_run_goes_on_from_its_folder(potential, tmp_path):
         assert a.energy == pytest.approx(fresh.energy, abs=1e-4)
     with pytest.raises(ValueError, match="parts of another run.*structures_sha256"):
         relaxer(structures[:2], folder=tmp_path / "run", record=True)
+    charged = [atoms.copy() for atoms in structures]
+    charged[0].info["charge"] = 1.0
+    with pytest.raises(ValueError, match="parts of another run.*structures_sha256"):
+        relaxer(charged, folder=tmp_path / "run", record=True)
     with pytest.raises(ValueError, match="another run.*fmax: 0.01 there, 0.02 now"):
         Relaxer(potential, batch_nodes=12)(structures, folder=tmp_path / "run", record=True)
 

@@ -19,7 +19,7 @@ from hosts_run import CONFIG, PARTS, problem
 from equizoo.config import to_dict
 from equizoo.data.pipeline import Share, training_stream
 from equizoo.data.readers import write_structures
-from equizoo.train import loop
+from equizoo.train import hosts, loop
 from equizoo.train.hosts import gathered, join, on_first
 from equizoo.train.optimizer import make_optimizer
 from equizoo.train.parallel import make_mesh, replicated, shared
@@ -174,6 +174,20 @@ def test_a_process_alone_is_the_first_and_hears_itself():
     assert done == [1] and gathered({"a": [1.5]}) == [{"a": [1.5]}]
     with pytest.raises(ValueError, match="no good"):
         on_first(lambda: (_ for _ in ()).throw(ValueError("no good")))
+    with pytest.raises(OSError, match="full"):
+        on_first(lambda: (_ for _ in ()).throw(OSError("full")))
+
+
+def test_whatever_stops_the_first_process_stops_the_others(monkeypatch):
+    told = []
+    monkeypatch.setattr(hosts, "gathered", lambda value: told.append(value) or [value])
+    with pytest.raises(OSError, match="full"):
+        on_first(lambda: (_ for _ in ()).throw(OSError("full")))
+    assert told == ["OSError: full"]
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(hosts, "gathered", lambda value: ["OSError: full"])
+    with pytest.raises(ValueError, match="The first process stopped: OSError: full"):
+        on_first(lambda: None)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from flax import nnx
 import equizoo.train.step as step_module
 from equizoo.data.pipeline import Packing, training_stream
 from equizoo.graph import Budget
-from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.loop import fit
+from equizoo.train.config import LossWeights, Optimizer, SecondStage, TrainConfig
+from equizoo.train.loop import Progress, _train_row, fit
 from equizoo.train.progress import read_rows
 
 CONFIG = TrainConfig(
@@ -42,6 +42,44 @@ def test_early_stop_ends_the_run(frames, tmp_path):
     )
     fitted = fit(tiny_model(), frames[:6], frames[6:9], packing_for(frames), still, tmp_path)
     assert fitted.epochs < still.epochs
+
+
+def test_early_stop_waits_for_validations_and_a_stopped_run_stays_stopped(frames, tmp_path):
+    still = dataclasses.replace(
+        CONFIG,
+        early_stop=1,
+        validate_every=2,
+        optimizer=Optimizer(learning_rate=1e-12, ema_decay=0.0),
+    )
+    given = tiny_model(), frames[:6], frames[6:9], packing_for(frames), still, tmp_path
+    fitted = fit(*given)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert fitted.epochs == 4 and [r["epoch"] for r in rows if "valid_objective" in r] == [2, 4]
+    again = fit(*given)
+    assert (again.epochs, again.best_epoch) == (4, fitted.best_epoch)
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 4
+    with pytest.raises(ValueError, match="early_stop is 0, expected at least 1"):
+        dataclasses.replace(CONFIG, early_stop=0)
+
+
+def test_a_stress_that_no_stage_could_learn_is_refused_before_the_first(frames, tmp_path):
+    model = tiny_model()
+    direct = type("Direct", (type(model.config),), {"conservative": False})
+    model.config = direct(**{f.name: getattr(model.config, f.name)
+                             for f in dataclasses.fields(model.config)})  # fmt: skip
+    late = dataclasses.replace(
+        CONFIG,
+        loss=LossWeights(),
+        second_stage=SecondStage(start=0.5, loss=LossWeights(stress=1.0)),
+    )
+    with pytest.raises(ValueError, match="direct forces predicts none"):
+        fit(model, frames[:6], frames[6:9], packing_for(frames), late, tmp_path)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_steps_that_counted():
+    row = _train_row(Progress(loss_sum=6.0, loss_steps=3, skipped_steps=2))
+    assert (row["train_loss"], row["skipped_steps"]) == (2.0, 2)
+    assert "train_loss" not in _train_row(Progress(skipped_steps=2))
 
 
 def test_a_stream_of_a_thousand_sizes_compiles_one_training_program(tmp_path, monkeypatch):

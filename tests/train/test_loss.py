@@ -7,8 +7,9 @@ import pytest
 from ase import Atoms
 from conftest import frames_of, labelled, make_structures, packing_for
 
-from equizoo.train.config import LossWeights, TrainConfig
-from equizoo.train.loss import error_sums, loss
+from equizoo.train.config import Errors, LossWeights, TrainConfig
+from equizoo.train.loop import _objective
+from equizoo.train.loss import error_sums, loss, loss_sums
 from equizoo.zoo._base import Prediction
 
 
@@ -86,6 +87,19 @@ def test_error_sums_count_the_labels(batch):
     assert set(expected) == set(sums._fields)
     for quantity, numbers in expected.items():
         np.testing.assert_allclose(getattr(sums, quantity), numbers, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"huber_delta": 0.15}, {"errors": Errors.NORMS}], ids=str)
+def test_the_objective_of_validation_is_the_loss(batch, options):
+    graph, labels = batch
+    weights = LossWeights(energy=2.0, forces=3.0, stress=5.0, **options)
+    rng = np.random.default_rng(0)
+    errors = (rng.normal(0, 0.2, x.shape).astype(np.float32) for x in labels[:3])
+    off = off_by(labels, *errors)
+    sums = np.array(loss_sums(off, graph, labels, weights))
+    halves = [sums * share for share in (0.25, 0.75)]  # of two batches
+    expected = float(loss(off, graph, labels, weights))
+    assert _objective(np.sum(halves, axis=0), weights) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bad_options_are_refused():

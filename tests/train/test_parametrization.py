@@ -11,7 +11,7 @@ from equizoo.train.checkpoint import Checkpoints
 from equizoo.train.config import LossWeights, Optimizer
 from equizoo.train.optimizer import make_optimizer
 from equizoo.train.parameter_paths import path_name
-from equizoo.train.parametrization import LowRank, parametrization
+from equizoo.train.parametrization import LowRank, _merged, parametrization
 from equizoo.train.step import init_state, make_train_step, make_validation_step
 
 
@@ -68,10 +68,16 @@ def test_changes_are_of_the_rank_asked_for_and_nothing_else_moves(trained):
 
 def test_the_merged_model_predicts_what_was_validated(trained):
     model, form, state, batch = trained
-    inside = make_validation_step(model, form)(state.ema, *batch)
-    merged = make_validation_step(model)(form.weights(state.ema), *batch)
+    inside = make_validation_step(model, LossWeights(), form)(state.ema, *batch)
+    merged = make_validation_step(model, LossWeights())(form.weights(state.ema), *batch)
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(merged), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_what_is_saved_is_merged_in_full_precision():
+    """On devices whose products have fewer digits by default; a CPU's have not."""
+    parts = {"base": jnp.ones((4, 4)), "down": jnp.ones((4, 2)), "up": jnp.ones((2, 4))}
+    assert "HIGHEST" in str(jax.make_jaxpr(_merged)(parts))
 
 
 def test_the_optimizer_remembers_only_what_moves(trained):
