@@ -597,6 +597,8 @@ def evaluate(
     use_compile_cache()
     dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
     potential = load(name)
+    if card:
+        _require_card(name, potential)
     evaluation = run(potential, dataset, dtype=dtype, progress=json != Path("-"))
     measured = None
     if speed:
@@ -616,6 +618,15 @@ def evaluate(
         _print_errors(f"{name}, {dtype}", {"": {dataset.name or data: evaluation.metrics}})
         if measured is not None:
             _print_facts(measured._asdict())
+
+
+def _require_card(name: str, potential: Any) -> None:
+    """Before much is measured: a card of a released model, and of these very weights."""
+    from equizoo.eval.card import require_card
+    from equizoo.hub import WEIGHTS, sha256_of
+    from equizoo.registry import find_model_folder
+
+    require_card(potential.name, sha256_of(find_model_folder(name) / WEIGHTS))
 
 
 def compare(
@@ -654,6 +665,10 @@ def compare(
         _print_comparison(comparison)
 
 
+# What ASE calls results of a calculator: not to stand beside those of another.
+_OLD_RESULTS = ("energy", "free_energy", "energies", "forces", "stress", "stresses", "virial")
+
+
 def predict(
     name: tyro.conf.Positional[str],
     structures: tyro.conf.Positional[Path],
@@ -687,7 +702,8 @@ def predict(
     def labelled() -> Iterator[Any]:  # one after the other: they may be more than memory holds
         for s, r in zip(dataset.structures, results, strict=True):
             rows.append({"energy_eV": r.energy, "num_atoms": len(r.forces)})
-            yield r.label(s)
+            info = {key: value for key, value in s.info.items() if key not in _OLD_RESULTS}
+            yield r.label(dataclasses.replace(s, info=info))
 
     write_structures(out, labelled())
     if not _emit({"model": name, "dtype": dtype, "out": str(out), "structures": rows}, json):
@@ -954,6 +970,8 @@ def certify(
 
     use_compile_cache()
     potential = load(name)
+    if card:
+        _require_card(name, potential)
     source, frames = cards.structures_for(name, structures)
     with Console(stderr=True).status("certify") as status:
         certificate = run(
@@ -1041,7 +1059,9 @@ def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -
     from equizoo.train.demo import run
 
     use_compile_cache()
-    _emit(run(out, epochs), json)
+    # what is told does not mix with JSON on standard output
+    console = Console(highlight=False, stderr=json == Path("-"))
+    _emit(run(out, epochs, console), json)
 
 
 def benchmark_tensor_products(
@@ -1279,7 +1299,8 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
             continue
         table.add_row(f"[bold]{key.replace('_', ' ')}[/]", _escape(_words(value)))
     for row in card.get("training_data", ()):
-        table.add_row("[bold]trained on[/]", f"{row['name']} ({row['license']}): {row['citation']}")
+        trained_on = f"{row['name']} ({row['license']}): {row['citation']}"
+        table.add_row("[bold]trained on[/]", _escape(trained_on))
     console = Console()
     console.print(table)
     if card.get("metrics"):
@@ -1300,7 +1321,7 @@ def _print_errors(title: str, stages: Mapping[str, Mapping[str, Mapping[str, Any
         for key, label, unit in _METRICS
         if any(key in metrics for stage in stages.values() for metrics in stage.values())
     ]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_escape(title), title_justify="left")
     table.add_column("data")
     if any(stages):
         table.add_column("")
@@ -1311,12 +1332,13 @@ def _print_errors(title: str, stages: Mapping[str, Mapping[str, Mapping[str, Any
         for stage, by_dataset in stages.items():
             metrics = by_dataset.get(dataset, {})
             cells = [f"{metrics[key]:.1f}" if key in metrics else "" for key, _, _ in shown]
-            table.add_row(dataset, *([stage] if any(stages) else []), *cells)
+            table.add_row(_escape(dataset), *([stage] if any(stages) else []), *cells)
     Console().print(table)
 
 
 def _print_comparison(comparison: Any) -> None:
-    table = Table("", *comparison.models, title=f"{comparison.dataset}, {comparison.dtype}")
+    title = _escape(f"{comparison.dataset}, {comparison.dtype}")
+    table = Table("", *map(_escape, comparison.models), title=title)
     for label, cells in comparison.rows():
         table.add_row(_escape(label), *(_escape(cell) for cell in cells))
     console = Console()

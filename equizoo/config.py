@@ -12,6 +12,7 @@ of an older format pass through ``upgrade_1_to_2(fields) -> fields`` and so on, 
 module of the class. A file without the number has format 1.
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -136,8 +137,10 @@ def _decode(value: Any, hint: Any, path: str, problems: list[str]) -> Any:
                 return member
         hint = Literal[tuple(member.value for member in hint)]
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # an integer that no float is
+                if math.isfinite(number := float(value)):
+                    return number
     elif hint in (int, str, bool, types.NoneType):
         if type(value) is hint:
             return value

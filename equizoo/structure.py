@@ -40,6 +40,9 @@ def require_same_reference(a: EnergyReference, b: EnergyReference, what: str) ->
         )
 
 
+USUAL_STATE = {"charge": 0.0, "spin": 1.0, "head": None}  # of a structure that says nothing of it
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
     """Atoms in a cell with optional labels. A label that is absent is ``None``, never zero.
@@ -106,6 +109,11 @@ class Structure:
         return len(self.atomic_numbers)
 
     @property
+    def state(self) -> dict[str, Any]:
+        """Charge, spin and head, as :func:`state_of` has them."""
+        return {"charge": self.charge, "spin": self.spin, "head": self.head}
+
+    @property
     def free(self) -> Bool[np.ndarray, " nodes"]:
         """The atoms that ``info["fixed"]``, one number or truth value for each, does not hold."""
         fixed = np.asarray(self.info.get("fixed"))
@@ -138,9 +146,8 @@ class Structure:
         from ase.stress import full_3x3_to_voigt_6_stress
 
         atoms = Atoms(self.atomic_numbers, self.positions, cell=self.cell, pbc=self.pbc)
-        state = {"charge": self.charge, "spin": self.spin, "head": self.head}
-        usual = {"charge": 0.0, "spin": 1.0, "head": None}
-        atoms.info |= {key: value for key, value in state.items() if value != usual[key]}
+        state = self.state.items()
+        atoms.info |= {key: value for key, value in state if value != USUAL_STATE[key]}
         stress = None if self.stress is None else full_3x3_to_voigt_6_stress(self.stress)
         results = {"energy": self.energy, "forces": self.forces, "stress": stress}
         results = {key: value for key, value in results.items() if value is not None}

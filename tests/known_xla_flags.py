@@ -12,4 +12,8 @@ def is_known(flag: str) -> bool:
 
 
 if __name__ == "__main__":
-    print(*filter(is_known, sys.argv[1:]))
+    for flag in sys.argv[1:]:
+        if is_known(flag):
+            print(flag, end=" ")
+        else:
+            print(f"this jaxlib does not know {flag}: compiling takes longer", file=sys.stderr)

@@ -8,10 +8,13 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from flax import nnx
 
 from equizoo import cli
 from equizoo.data import ReferenceEnergies, load_dataset, write_structures
@@ -185,14 +188,33 @@ def test_predict_writes_what_the_library_predicts(capsys, tmp_path):
     from equizoo.data.readers import read_structures
 
     atoms = Atoms("CO", [[0, 0, 0], [1.2, 0, 0]])
-    write(tmp_path / "in.xyz", [atoms, atoms])
+    labelled = atoms.copy()
+    old = {"energy": -1.0, "forces": np.ones((2, 3)), "free_energy": -2.0, "stress": np.ones(6)}
+    labelled.calc = SinglePointCalculator(labelled, **old)
+    write(tmp_path / "in.xyz", [atoms, labelled])
     out = tmp_path / "out.xyz"
     assert "2 structures" in run(capsys, "predict", "mace-3bpa", tmp_path / "in.xyz", "--out", out)
     read = read_structures(out).structures[1]
     result = equizoo.load("mace-3bpa").predict(atoms)
     assert read.energy == pytest.approx(result.energy, abs=1e-5)
     np.testing.assert_allclose(read.forces, result.forces, atol=1e-5)
+    assert read.stress is None and "free_energy" not in read.info
     assert "exists" in fails(capsys, "predict", "mace-3bpa", tmp_path / "in.xyz", "--out", out)
+
+
+def test_a_card_that_is_none_or_of_other_weights_is_no_work_done(capsys, tmp_path):
+    import equizoo
+
+    folder = tmp_path / "mine"
+    equizoo.load("mace-3bpa").save(folder)
+    for command in (("evaluate", folder, "formamide/test"), ("certify", folder)):
+        assert "mine has no card" in fails(capsys, *command, "--card")
+    other = tmp_path / "mace-3bpa"
+    params = equizoo.load("mace-3bpa")
+    state = jax.tree.map(lambda x: x * 1.001, nnx.state(params.model, nnx.Param))
+    params.with_parameters(state, "mace-3bpa").save(other)
+    text = fails(capsys, "evaluate", other, "formamide/test", "--card")
+    assert "the card of mace-3bpa describes" in text
 
 
 def test_bad_input_gives_one_clear_message_and_no_output(capsys, tmp_path):

@@ -37,7 +37,8 @@ def test_pages_are_touched_once():
     assert used
     unused, given_back = run(EQUIZOO_MALLOC="system")
     assert not unused
-    assert kept < 1000 < 100 * 1000 < given_back  # five times 64k pages of 4 KB
+    # five times 64k pages of 4 KB, or 128 of 2 MB where the system takes those for all
+    assert 20 * max(kept, 1) < given_back
 
 
 @glibc

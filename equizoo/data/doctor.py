@@ -35,12 +35,16 @@ def examine(
     ``keys`` are those it was read with. Read it with ``require=()`` and ``on_bad="skip"`` to be
     told of missing labels and of frames that cannot be read, rather than stopped by them.
     """
-    whole, dataset = dataset, _in_memory(dataset)
+    whole, dataset = dataset, in_memory(dataset)
     facts = [doctor_frames.measure(structure, cutoff) for structure in dataset.structures]
 
     def findings() -> Iterator[Finding]:
         yield from _sampled(whole, dataset)
         yield from doctor_labels.unreadable(dataset)
+        if not dataset.structures:
+            lone = "; single atoms count as reference energies" if dataset.isolated_atoms else ""
+            yield Finding("frames", Verdict.WARNING, f"there are no frames to look at{lone}")
+            return
         yield from _or_fine("unread labels", doctor_labels.unread(dataset, keys))
         yield from _or_fine("zeroed labels", doctor_labels.zeros(dataset, facts))
         yield from doctor_units.forces(dataset)
@@ -51,7 +55,7 @@ def examine(
         yield from _or_fine("net force and torque", doctor_frames.balance(dataset, facts))
         yield from _or_fine("outliers", doctor_frames.outliers(dataset, facts))
         yield from _or_fine("duplicates", doctor_duplicates.duplicates(dataset, facts))
-        for other in map(_in_memory, against):
+        for other in map(in_memory, against):
             others = [doctor_frames.measure(structure, cutoff) for structure in other.structures]
             found = doctor_duplicates.leakage(dataset, facts, other, others)
             yield from _or_fine(f"leakage into {other.name}", found)
@@ -60,7 +64,7 @@ def examine(
     return empty.with_findings(findings())
 
 
-def _in_memory(dataset: Dataset) -> Dataset:
+def in_memory(dataset: Dataset) -> Dataset:
     """The data set; of frames that lie on a disk, a sample spread evenly over them."""
     structures = dataset.structures
     if is_lazy(structures):

@@ -58,7 +58,7 @@ def _judged(
     if lacking:
         field = "virial" if virial else label
         sign = " (a gradient has the opposite sign)" if "grad" in key.lower() else ""
-        option = f"--{label}-key {key}, " if not virial else ""
+        option = f"--{label}-key {key}, or " if not virial else ""
         return Finding(
             check,
             Verdict.WARNING if label == "stress" else Verdict.ERROR,
@@ -66,7 +66,7 @@ def _judged(
             "have",
             len(lacking),
             named(structures, lacking),
-            f"Say so with {option}or LabelKeys({field}={key!r}){sign}.",
+            f"Say so with {option}LabelKeys({field}={key!r}){sign}.",
         )
     read = np.concatenate([np.ravel(getattr(structures[i], label)) for i in frames])
     other = np.concatenate([_flat(structures[i], label, key) for i in frames])

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from ase.data import chemical_symbols
 
-from equizoo.structure import Structure
+from equizoo.structure import USUAL_STATE, Structure, state_of
 
 
 def to_extxyz(structure: Structure, keys: Mapping[str, str | None]) -> str:
     """One frame of text, its labels under ``keys``.
 
-    Unlike ASE's writer, which keeps 8 decimals. Raises ``ValueError`` for a label without a key
+    Unlike ASE's writer, which keeps 8 decimals. Charge, spin and head are written where they are
+    not the usual ones. Raises ``ValueError`` for a label without a key
     and for an extra in ``info`` that would not survive.
     """
     columns: dict[str, Any] = {"pos": structure.positions}
@@ -32,9 +33,18 @@ def to_extxyz(structure: Structure, keys: Mapping[str, str | None]) -> str:
             columns[key] = value
         else:
             comment[key] = _comment_item(key, value, structure.name)
-    reserved = {"Lattice", "Properties", "pbc", "species", "pos", "Z", "charge", "move_mask"}
+    state = structure.state
+    for key, value in state.items():
+        if value is not None and value != USUAL_STATE[key]:
+            comment[key] = _comment_item(key, value, structure.name)
+    reserved = {"Lattice", "Properties", "pbc", "species", "pos", "Z", "move_mask"}
     for key, value in structure.info.items():
-        if key in reserved or key in columns or key in comment:
+        if key in state and state_of({key: value}) == {key: state[key]}:
+            comment[key] = _comment_item(key, value, structure.name)  # the same, as it was read
+            continue
+        per_atom = _is_column(key, value, structure.num_nodes)  # which ASE reads as something else
+        misread = key == "charge" and per_atom or key in state and state_of({key: value})
+        if key in reserved or key in columns or key in comment or misread:
             raise ValueError(
                 f"Structure {structure.name}: the extra info[{key!r}] would be taken for something "
                 "else. Rename it, or write the labels under other keys (LabelKeys)."

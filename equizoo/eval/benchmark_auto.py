@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from equizoo.eval.benchmark import BACKWARD, Limits, SideBySide
 from equizoo.eval.benchmark_peers import Comparison
 from equizoo.eval.benchmark_rows import Row
+from equizoo.eval.benchmark_timing import environment
 from equizoo.tensor_products.auto import CANDIDATES, TABLE, Choice, Operation, write_table
 
 _OPERATIONS: dict[str, Operation] = {
@@ -31,19 +33,27 @@ def auto_plan(limits: Limits) -> SideBySide:
 
 
 def fastest(rows: Iterable[Row]) -> list[Choice]:
-    """For each operation, degree and size the candidate with the fastest forward and backward."""
-    times: dict[Choice, float] = {}
+    """For each operation, degree and size the candidate with the fastest forward and backward.
+
+    Of rows measured on this device, at the largest number of channels that all candidates with a
+    row there have.
+    """
+    here = environment()
+    times: dict[tuple[Any, ...], dict[int, dict[str, float]]] = {}  # by channels and candidate
     for row in rows:
         operation = _OPERATIONS.get(row.mode)
         if row.median_ms is None or row.direction != BACKWARD or operation is None:
             continue
-        if row.variant in CANDIDATES[operation]:
+        if row.variant in CANDIDATES[operation] and row.device == here.device:
             where = jax.default_backend(), row.device, operation, row.l_max, row.batch
-            times[Choice(*where, row.variant)] = row.median_ms  # the last measurement counts
-    best: dict[tuple, Choice] = {}
-    for choice in sorted(times, key=lambda choice: times[choice], reverse=True):
-        best[choice[:-1]] = choice
-    return list(best.values())
+            of_channels = times.setdefault(where, {}).setdefault(row.channels, {})
+            of_channels[row.variant] = row.median_ms  # the last measurement counts
+    best = []
+    for where, by_channels in times.items():
+        most = max(map(len, by_channels.values()))
+        measured = by_channels[max(c for c, found in by_channels.items() if len(found) == most)]
+        best.append(Choice(*where, min(measured, key=lambda variant: measured[variant])))
+    return best
 
 
 def write_choices(rows: Iterable[Row], folder: str | Path) -> Path:

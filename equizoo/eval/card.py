@@ -120,6 +120,20 @@ def make_card(
     return join_front_matter(front, _with_section(body, "Architecture", described))
 
 
+def require_card(name: str, sha256: str | None, folder: Path | None = None) -> None:
+    """Raises ``ValueError`` where there is no card of that name in ``folder`` (that of the released
+    models unless given), and where it describes other weights than those of ``sha256``."""
+    card = (MODELS.folder if folder is None else folder) / f"{name}.md"
+    if not card.is_file():
+        raise ValueError(f"{name} has no card; expected {card}. Only released models do.")
+    described = split_front_matter(card.read_text("utf-8"), str(card))[0].get("sha256")
+    if None not in (sha256, described) and sha256 != described:
+        raise ValueError(
+            f"The weights have SHA-256 {sha256}, the card of {name} describes {described}; take "
+            "the released model."
+        )
+
+
 def update_card(
     potential: Potential,
     *,
@@ -131,19 +145,14 @@ def update_card(
     """The card of a released model with new measurements in front matter, sections and folder.
 
     An evaluation takes the place of an earlier one of the same data set; with it comes a parity
-    plot. Raises ``ValueError`` when the model has no card in ``folder`` (that of the released
-    models unless given), and for weights other than those the card describes.
+    plot. Raises ``ValueError`` as :func:`require_card` does, as far as a certificate tells what
+    weights these are.
     """
     folder = MODELS.folder if folder is None else folder
     card, beside = folder / f"{potential.name}.md", folder / potential.name
-    if not card.is_file():
-        raise ValueError(f"{potential.name} has no card; expected {card}. Only released models do.")
+    certified = None if certificate is None else str(certificate.sha256)
+    require_card(potential.name, certified, folder)
     fields, body = split_front_matter(card.read_text("utf-8"), str(card))
-    if certificate is not None and fields.get("sha256") not in (None, certificate.sha256):
-        raise ValueError(
-            f"The certificate is of weights with SHA-256 {certificate.sha256}, the card of "
-            f"{potential.name} describes {fields['sha256']}; certify the released model."
-        )
     beside.mkdir(exist_ok=True)
     if evaluation is not None:
         rows = [row for row in read_evaluations(beside) if row["dataset"] != evaluation.dataset]
@@ -188,16 +197,22 @@ def structures_for(name: str, structures: str | None) -> tuple[str, list[Structu
     from equizoo.data.datasets import DATASETS, load_dataset
 
     if structures is not None:
-        return structures, list(load_dataset(structures).structures)
+        return structures, list(load_dataset(structures, require=()).structures)
     known = [_dataset(row) for row in MODELS[name].metrics] if name in MODELS else []
     for candidate in [*known, f"{name}/replay"]:
-        if candidate not in DATASETS:
+        if candidate not in DATASETS or not _within_reach(candidate):
             continue
         try:
             return candidate, list(load_dataset(candidate).structures)
-        except (ConnectionError, ValueError):  # not here, and out of reach
+        except ConnectionError:  # out of reach
             continue
     return "", []
+
+
+def _within_reach(dataset: str) -> bool:
+    from equizoo.data.datasets import list_datasets
+
+    return list_datasets(dataset)[0].where != "missing"
 
 
 # ---- sections ----------------------------------------------------------------------------------

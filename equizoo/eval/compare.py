@@ -121,7 +121,9 @@ def _differences(one: Evaluation, other: Evaluation, dataset: Dataset) -> dict[s
         pairs = [1e3 * np.abs(e.energy_per_atom @ [1.0, -1.0]) for e in (one, other)]
         found["energy_meV_per_atom"] = _paired(*pairs)
     if len(one.forces):
-        sizes = [3 * s.num_nodes for s in dataset.structures if s.forces is not None]
+        labelled = (s for s in dataset.structures if s.forces is not None)
+        counts = [3 * int(np.sum(s.free)) for s in labelled]  # those that evaluate keeps
+        sizes = [count for count in counts if count]
         starts = np.cumsum([0, *sizes[:-1]])
         means = [
             1e3 * np.add.reduceat(np.abs(e.forces @ [1.0, -1.0]), starts) / sizes

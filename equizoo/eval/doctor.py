@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from equizoo.data.doctor import in_memory
 from equizoo.data.doctor_elements import frames_with
 from equizoo.data.doctor_findings import Finding, Verdict, named
 from equizoo.data.readers import Dataset
@@ -59,7 +60,8 @@ def model_facts(name: str) -> ModelFacts:
 
 
 def compare_with_model(dataset: Dataset, model: ModelFacts) -> Iterator[Finding]:
-    """Findings about a data set that is to be used with a model."""
+    """Findings about a data set to be used with a model; of one on a disk, about a sample."""
+    dataset = in_memory(dataset)
     structures = dataset.structures
     unknown = [z for z in dataset.elements if z not in model.elements]
     check = "elements of the model"

@@ -292,5 +292,5 @@ def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or None)
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png")
     return path

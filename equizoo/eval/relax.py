@@ -68,7 +68,9 @@ class _Item:
     @property
     def present(self) -> Structure:
         positions = self.initial.positions + self.displacement
-        return dataclasses.replace(self.initial, positions=positions, energy=None, forces=None)
+        return dataclasses.replace(  # labels of the start are not the model's
+            self.initial, positions=positions, energy=None, forces=None, stress=None
+        )
 
 
 class Relaxer:
@@ -358,9 +360,17 @@ def _item(index: int, structure: Any) -> _Item:
     if isinstance(structure, CatalystFrame):
         initial, fixed = structure.structure, structure.fixed
     elif isinstance(structure, Atoms):
+        from ase.constraints import FixAtoms
+
         from equizoo.data.catalyst_s2ef import fixed_atoms
         from equizoo.data.frames import Frame as AtomsFrame
 
+        others = [c for c in structure.constraints if not isinstance(c, FixAtoms)]
+        if others:
+            raise ValueError(
+                f"structures[{index}] has the constraint {type(others[0]).__name__}; only FixAtoms "
+                "can be kept. Remove it, or relax with ase.optimize and potential.calculator()."
+            )
         initial = Structure.from_atoms(structure, f"structures[{index}]")
         fixed = fixed_atoms(AtomsFrame("", structure))
     elif isinstance(structure, Structure):
@@ -434,7 +444,9 @@ def _write(path: Path, relaxed: Relaxed) -> None:
 def _read(path: Path, initial: Structure) -> Relaxed:
     with np.load(path, allow_pickle=False) as arrays:
         trajectory = tuple(
-            dataclasses.replace(initial, positions=positions, energy=float(energy), forces=forces)
+            dataclasses.replace(
+                initial, positions=positions, energy=float(energy), forces=forces, stress=None
+            )
             for positions, energy, forces in zip(
                 *(arrays[f"trajectory_{what}"] for what in ("positions", "energy", "forces")),
                 strict=True,

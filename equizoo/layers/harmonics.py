@@ -1,6 +1,7 @@
 """Real spherical harmonics of edge vectors."""
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,6 +19,7 @@ def spherical_harmonics(
     """Harmonics of the directions, ``sum_m Y_lm^2 = 2l + 1``; l = 1 is (x, y, z), polar axis y."""
     lengths = safe_norm(vectors)[:, None]
     directions = vectors / jnp.where(lengths == 0, 1, lengths)
-    return e3nn.spherical_harmonics(
-        irreps, directions, normalize=False, normalization="component"
-    ).array
+    with jax.default_matmul_precision("highest"):  # whatever the device's default
+        return e3nn.spherical_harmonics(
+            irreps, directions, normalize=False, normalization="component"
+        ).array

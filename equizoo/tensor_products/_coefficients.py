@@ -17,6 +17,12 @@ class Coefficients(NamedTuple):
     residual: float  # Frobenius norm of what no coupling explains; zero for an exact product
     norm: float  # Frobenius norm of the map
 
+    @property
+    def defect(self) -> float:
+        """Relative change under rotations, root mean square over them and over normal arguments and
+        weights."""
+        return float(np.sqrt(2)) * self.residual / self.norm
+
 
 @functools.cache
 def coefficients(product: BoundProduct) -> Coefficients:

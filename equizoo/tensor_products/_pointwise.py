@@ -120,7 +120,11 @@ class BoundPointwise(BoundProduct):
         prepared = []
         for second in self._seconds:
             values = [
-                y[:, place, 0] @ jnp.asarray(second.matrix[:, place].T, y.dtype)
+                jnp.matmul(
+                    y[:, place, 0],
+                    jnp.asarray(second.matrix[:, place].T, y.dtype),
+                    precision="highest",
+                )
                 for place, weight in zip(self.irreps_2.slices(), second.weights, strict=True)
                 if weight is not None
             ]
@@ -212,7 +216,7 @@ class BoundPointwisePower(BoundPower):
                 variance = np.mean(np.einsum("nk,nk->k", projection, kernel @ projection))
                 count = int(variance > 1e-10)
                 self.weight_slices[index, nu] = slice(start, start + count)
-                self._scales[index, nu] = 1 / np.sqrt(variance) if count else 0.0
+                self._scales[index, nu] = float(1 / np.sqrt(variance)) if count else 0.0
                 start += count
         self.num_weights = start
         if start == 0:

@@ -21,7 +21,7 @@ class BoundSelection(BoundProduct):
         self._product, self._keep = product, keep
         self.irreps_1, self.irreps_2 = product.irreps_1, product.irreps_2
         self.irreps_out = product.irreps_out
-        self.exact, self.defect = product.exact, product.defect
+        self.exact = product.exact
         self.on_harmonics = product.on_harmonics
         self.num_weights = len(keep)
         found = coefficients(product)
@@ -35,6 +35,8 @@ class BoundSelection(BoundProduct):
         self._columns = np.concatenate([np.arange(parts.shape[3])[places[e]] for e in left])
         scales = self._scales(parts[..., self._columns])
         self._scale = np.repeat(scales, [ir.dim for _, ir in self.irreps_paths])
+        if not self.exact:
+            self.defect = coefficients(self).defect
 
     def _scales(
         self, parts: Float[np.ndarray, "num_weights dim_1 dim_2 dim_paths"]

@@ -234,7 +234,7 @@ class BoundTransformedPower(BoundPower):
         for key, variance in sorted(variances.items()):
             count = int(variance > 1e-10)
             self.weight_slices[key] = slice(start, start + count)
-            self._scales[key] = 1 / np.sqrt(variance) if count else 0.0
+            self._scales[key] = float(1 / np.sqrt(variance)) if count else 0.0
             start += count
         self.num_weights = start
         if start == 0:

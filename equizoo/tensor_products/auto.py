@@ -57,10 +57,13 @@ class Auto(TensorProduct):
 
     def __post_init__(self):
         names = sorted(set().union(*CANDIDATES.values()))
-        if self.product is not None and TENSOR_PRODUCTS.name_of(self.product) not in names:
+        if self.product is None:
+            return
+        name = TENSOR_PRODUCTS.name_of(self.product)
+        if name not in names or self.product != TENSOR_PRODUCTS[name]():
             raise ValueError(
-                f"{type(self.product).__name__} is not the same map as ClebschGordan; expected one "
-                f"of {', '.join(names)}. Use it as the tensor product itself."
+                f"{self.product} is not the same map as ClebschGordan; expected one of "
+                f"{', '.join(names)} with default options. Use it as the tensor product itself."
             )
 
     def _bind(

@@ -87,7 +87,7 @@ class BoundClebschGordan(BoundProduct):
         if y.shape[2] > 1 or self._very_few:
             return y
         constants = self._couplings.reshape(-1, self.irreps_2.dim)
-        matrices = y[..., 0] @ jnp.asarray(constants.T, y.dtype)
+        matrices = jnp.matmul(y[..., 0], jnp.asarray(constants.T, y.dtype), precision="highest")
         return Matrices(matrices.reshape(-1, self.irreps_paths.dim, self.irreps_1.dim))
 
     def couple(
@@ -99,8 +99,8 @@ class BoundClebschGordan(BoundProduct):
         if isinstance(prepared, Matrices):
             matrices = prepared.matrices
             if weights.shape[2] == 1:
-                return jnp.einsum("bki,bic->bkc", self._spread(weights) * matrices, x)
-            products = jnp.einsum("bki,bic->bkc", matrices, x)
+                return _applied(self._spread(weights) * matrices, x)
+            products = _applied(matrices, x)
             pieces = _split(products, self.irreps_paths)
         elif self._few:
             pieces = [jnp.concatenate(parts, axis=1) for parts in self._components(x, prepared)]
@@ -123,7 +123,7 @@ class BoundClebschGordan(BoundProduct):
             return self._sum_paths(self.couple(x, prepared, weights))
         # weights that channels share sum the paths of the small matrices instead of the results
         matrices = self._sum_paths(self._spread(weights) * prepared.matrices)
-        return jnp.einsum("bki,bic->bkc", matrices, x)
+        return _applied(matrices, x)
 
     def _spread(
         self, weights: Float[Array, "batch_w num_weights 1"]
@@ -193,16 +193,24 @@ class BoundClebschGordan(BoundProduct):
         results = []
         for path, weight in zip(self.paths, weights, strict=True):
             constants = jnp.asarray(np.transpose(coupling(path), (2, 0, 1)), senders.dtype)
-            matrices = jnp.einsum("dij,nkj->ndki", constants, harmonics[path.index_2])
+            matrices = jnp.einsum(
+                "dij,nkj->ndki", constants, harmonics[path.index_2], precision="highest"
+            )
             weighted = weight * features[path.index_1]
             results.append(
                 jnp.einsum(
                     "ndq,nqc->ndc",
                     matrices.reshape(rows[0], path.ir_out.dim, -1),
                     weighted.reshape(rows[0], -1, weighted.shape[3]),
+                    precision="highest",
                 )
             )
         return jnp.concatenate(results, axis=1)
+
+
+def _applied(matrices: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Matrix products in the full precision of their arguments, whatever the device's default."""
+    return jnp.matmul(matrices, x, precision="highest")
 
 
 def _split(values: Float[Array, "..."], irreps: e3nn.Irreps, axis: int = 1) -> Sequence[Array]:
@@ -290,18 +298,18 @@ class SymmetricPower(BoundPower):
                     continue
                 rows, features = coefficients.shape[1:]
                 flat = jnp.asarray(coefficients.reshape(len(coefficients), -1), x.dtype)
-                matrix = weights[:, self.weight_slices[index, nu]] @ flat
+                matrix = _applied(weights[:, self.weight_slices[index, nu]], flat)
                 matrix = matrix.reshape(-1, rows, features)
                 if nu < 3:
-                    result += matrix @ (x if nu == 1 else pairs[ir.p])
+                    result += _applied(matrix, x if nu == 1 else pairs[ir.p])
                 else:
                     if nu == 3:
                         factors = _pick(np.tile(self._factors[ir.p], ir.dim), x)
                     else:
                         factors = jnp.tile(pairs[1], (1, ir.dim, 1))
                     summed = np.repeat(np.eye(ir.dim), rows // ir.dim, axis=1)
-                    products = matrix @ pairs[1 if nu == 3 else ir.p]
-                    result += _constant(summed, x) @ (products * factors)
+                    products = _applied(matrix, pairs[1 if nu == 3 else ir.p])
+                    result += _applied(_constant(summed, x), products * factors)
             results.append(result)
         result = jnp.concatenate(results, axis=1).reshape(blocks, channels, -1, nodes)
         return jnp.transpose(result, (0, 3, 2, 1))
@@ -311,7 +319,7 @@ def _pick(
     index: Int[np.ndarray, " features"], x: Float[Array, "batch dim nodes"]
 ) -> Float[Array, "batch features nodes"]:
     """``x[:, index]`` as a matrix product."""
-    return _constant(np.eye(x.shape[1])[index], x) @ x
+    return _applied(_constant(np.eye(x.shape[1])[index], x), x)
 
 
 def _constant(

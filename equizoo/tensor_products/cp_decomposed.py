@@ -133,6 +133,7 @@ class CPDecomposed(TensorProduct):
     normalization: Normalization = Normalization.VARIANCE
 
     def __post_init__(self):
+        Normalization(self.normalization)  # raises for other words
         if isinstance(self.rank, str):
             Schedule(self.rank)  # raises for other words
         elif not isinstance(self.rank, Tolerance | Given) and self.rank < 1:

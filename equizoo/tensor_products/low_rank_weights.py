@@ -118,7 +118,8 @@ class BoundLowRank(BoundProduct):
             matrices = jnp.matmul(y[:, :, 0], jnp.asarray(flat, y.dtype), precision="highest")
         else:
             matrices = self._mixed(y[:, :, 0], mixing)
-        return matrices.reshape(len(y), self.num_weights, self.irreps_paths.dim, -1)
+        rows, columns = self.irreps_paths.dim, self.irreps_1.dim
+        return matrices.reshape(len(y), self.num_weights, rows, columns)
 
     def _mixed(
         self, y: Float[Array, "batch dim_2"], mixing: Float[Array, "batch num_weights paths"]
@@ -132,7 +133,8 @@ class BoundLowRank(BoundProduct):
                 mine = np.flatnonzero(ends)
                 constants = jnp.asarray(self._basis[mine, :, place, place_1], y.dtype)
                 each = jnp.einsum("bj,pjoi->bpoi", y, constants, precision="highest")
-                blocks.append(jnp.einsum("bkp,bpoi->bkoi", mixing[:, :, mine], each))
+                mixed = mixing[:, :, mine]
+                blocks.append(jnp.einsum("bkp,bpoi->bkoi", mixed, each, precision="highest"))
             rows.append(jnp.concatenate(blocks, axis=3))
         return jnp.concatenate(rows, axis=2)
 
@@ -152,7 +154,8 @@ class BoundLowRank(BoundProduct):
             return jnp.matmul(matrices, x, precision="highest")
         batch, rank, rows, columns = prepared.shape
         stacked = prepared.reshape(batch, rank * rows, columns)
-        products = jnp.matmul(stacked, x, precision="highest").reshape(batch, rank, rows, -1)
+        products = jnp.matmul(stacked, x, precision="highest")
+        products = products.reshape(batch, rank, rows, x.shape[2])
         return jnp.sum(weights[:, :, None] * products, axis=1)
 
     def _written_out(
@@ -194,7 +197,9 @@ class BoundLowRank(BoundProduct):
         harmonics = harmonics.reshape(*rows, -1)
         weighted = edge_weights[:, :, None] * senders[:, None]  # [edges, weights, dim_1, channels]
         weighted = weighted.reshape(*rows, -1, node_features.shape[2])
-        summed = jnp.einsum("nsj,nsqc->njqc", harmonics, weighted)  # q = (weight, dim_1)
+        summed = jnp.einsum(  # q = (weight, dim_1)
+            "nsj,nsqc->njqc", harmonics, weighted, precision="highest"
+        )
         summed = summed.reshape(graph.num_nodes, -1, node_features.shape[2])
         constants = np.tensordot(self.mixing, self._basis, axes=1)  # [weights, dim_2, out, dim_1]
         matrix = np.transpose(constants, (2, 1, 0, 3)).reshape(self.irreps_paths.dim, -1)

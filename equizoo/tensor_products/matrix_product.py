@@ -67,6 +67,9 @@ class MatrixProduct(TensorProduct):
     degree: int | None = None
     conversion: Conversion = Conversion.AUTO
 
+    def __post_init__(self):
+        Conversion(self.conversion)  # raises for other words
+
     def _bind(
         self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps
     ) -> "BoundMatrixProduct":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
@@ -51,6 +52,9 @@ class SharedWeights(TensorProduct):
     )
     form: Form = Form.MATRIX
 
+    def __post_init__(self):
+        Form(self.form)  # raises for other words
+
     def _bind(
         self, irreps_1: e3nn.Irreps, irreps_2: e3nn.Irreps, irreps_out: e3nn.Irreps
     ) -> "BoundShared":
@@ -77,10 +81,14 @@ class BoundShared(BoundProduct):
         self.on_harmonics = product.on_harmonics
         rounded = _BFLOAT16 * (form == Form.BFLOAT16)
         self.exact, self.defect = product.exact and not rounded, product.defect + rounded
-        if form != Form.PRODUCT:
+        self._scale = np.ones(self.irreps_paths.dim)
+        if form != Form.PRODUCT or product.num_weights > 1:
             places = [self.irreps_out.slices()[index] for index in self.into]
-            tensor = np.sum(product.dense(), axis=0)
-            self._tensor = np.concatenate([tensor[:, :, place] for place in places], axis=2)
+            dense = product.dense()
+            self._scale = _scale_of_tied(dense, places)
+            tensor = np.sum(dense, axis=0)
+            tensor = np.concatenate([tensor[:, :, place] for place in places], axis=2)
+            self._tensor = tensor * self._scale
 
     def prepare(
         self, y: Float[Array, "batch dim_2 channels_2"]
@@ -104,7 +112,8 @@ class BoundShared(BoundProduct):
             ones = jnp.ones((1, self._product.num_weights, 1), x.dtype)
             z = self._product._sum_paths(self._product.couple(x, prepared.prepared, ones))
             places = self.irreps_out.slices()
-            return weights * jnp.concatenate([z[:, places[index]] for index in self.into], axis=1)
+            z = jnp.concatenate([z[:, places[index]] for index in self.into], axis=1)
+            return weights * (z * jnp.asarray(self._scale, z.dtype)[None, :, None])
         if self._form == Form.BFLOAT16:
             x_rounded = x.astype(prepared.dtype)
             return weights * jnp.matmul(prepared, x_rounded, preferred_element_type=x.dtype)
@@ -140,3 +149,20 @@ class BoundShared(BoundProduct):
             return self._product.flops(batch, channels) + batch * channels * self.irreps_paths.dim
         couplings = int(np.count_nonzero(np.abs(self._tensor) > _SMALL))
         return batch * channels * (3 * couplings + self.irreps_paths.dim)
+
+
+def _scale_of_tied(
+    dense: Float[np.ndarray, "num_weights dim_1 dim_2 dim_out"], places: Sequence[slice]
+) -> Float[np.ndarray, " dim_paths"]:
+    """What gives sums with one weight the variance that independent weights have.
+
+    One, unless several weights reach the same coupling.
+    """
+    scales = []
+    for place in places:
+        independent = np.sum(dense[..., place] ** 2)
+        tied = np.sum(np.sum(dense[..., place], axis=0) ** 2)
+        ratio = np.sqrt(independent / tied) if tied > _SMALL * independent else 1.0
+        alike = abs(ratio - 1) < _SMALL  # not by rounding
+        scales.append(np.full(place.stop - place.start, 1.0 if alike else ratio))
+    return np.concatenate(scales)

@@ -137,14 +137,11 @@ class BoundSO2(BoundProduct):
         places = self.irreps_2.slices()
         (linear,) = (s for s, (_, ir) in zip(places, self.irreps_2, strict=True) if ir.l == 1)
         directions = unit_vectors(jnp.moveaxis(y[:, linear], 1, 2))
-        at_direction = jnp.moveaxis(
-            e3nn.spherical_harmonics(
+        with jax.default_matmul_precision("highest"):  # whatever the device's default
+            at_direction = e3nn.spherical_harmonics(
                 self.irreps_2, directions, normalize=False, normalization="component"
-            ).array,
-            2,
-            1,
-        )
-        overlap = y * at_direction
+            ).array
+        overlap = y * jnp.moveaxis(at_direction, 2, 1)
         scales = tuple(
             jnp.sum(overlap[:, place], axis=1, keepdims=True) / ir.dim
             for place, (_, ir) in zip(places, self.irreps_2, strict=True)

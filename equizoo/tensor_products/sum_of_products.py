@@ -84,6 +84,8 @@ class BoundSum(BoundProduct):
         table = _table(product)
         fitted, self.residual = _fit(table, terms)
         self.scales = _normalized(table, fitted)
+        if not self.exact:
+            self.defect = coefficients(self).defect
 
     def prepare(self, y: Float[Array, "batch dim_2 channels_2"]) -> Any:
         return self._product.prepare(y if y.shape[2] == 1 else jnp.tile(y, (1, 1, self._terms)))

@@ -25,8 +25,8 @@ OLD = "mace-3bpa/replay"
 STEPS, TIMESTEP, TEMPERATURE = 200, 0.5, 300.0  # NVE: number, [fs], [K]
 
 
-def run(folder: Path, epochs: int) -> dict[str, Any]:
-    """Runs the seven parts, prints them, and returns the figures.
+def run(folder: Path, epochs: int, console: Console) -> dict[str, Any]:
+    """Runs the seven parts, tells the console, and returns the figures.
 
     Raises ``ValueError`` when ``folder`` exists.
     """
@@ -34,7 +34,6 @@ def run(folder: Path, epochs: int) -> dict[str, Any]:
         raise ValueError(
             f"The output folder {folder} exists; remove it, or choose --out elsewhere."
         )
-    console = Console(highlight=False)
     started = time.monotonic()
 
     console.rule("1. The zoo")

@@ -400,8 +400,8 @@ def _padding(progress: Progress, budget: Budget, batches: int) -> dict[str, floa
     }
 
 
-def _train_row(progress: Progress) -> dict[str, float]:
-    row: dict[str, float] = {"skipped_steps": progress.skipped_steps}
+def _train_row(progress: Progress) -> dict[str, float | int]:
+    row: dict[str, float | int] = {"skipped_steps": progress.skipped_steps}
     if progress.loss_steps:
         row = {"train_loss": progress.loss_sum / progress.loss_steps} | row
     return row | _prefixed("train", error_entries(_errors(progress.error_sums)))

@@ -28,7 +28,9 @@ from equizoo.structure import EnergyReference, Structure
 FOLDERS = [Path(f) for f in os.environ.get("EQUIZOO_DATA", "").split(os.pathsep) if f]
 DATA = next((f for f in FOLDERS if (f / "oc20_relax").is_dir()), None)
 TOTAL, ADSORPTION = EnergyReference.TOTAL, EnergyReference.ADSORPTION
-real_frames = pytest.mark.skipif(DATA is None, reason="needs oc20_relax and oc22_sample (data)")
+real_frames = pytest.mark.skipif(
+    DATA is None, reason="needs oc20_relax and oc22_sample in EQUIZOO_DATA"
+)
 
 
 def folder(name: str) -> Path:

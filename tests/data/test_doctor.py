@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -12,6 +13,7 @@ from ase.units import Bohr, GPa, Hartree, kcal, mol
 from scipy.spatial.transform import Rotation
 
 from equizoo.data import LabelKeys, doctor, load_dataset, read_structures, write_structures
+from equizoo.data.datasets import list_datasets
 from equizoo.data.doctor import examine
 from equizoo.data.doctor_duplicates import find_pairs
 from equizoo.data.doctor_elements import all_electron_energies
@@ -445,11 +447,9 @@ def test_molecules_with_a_mirror_image_and_on_a_line():
 
 @pytest.mark.parametrize("name", ["acac/train_300K", "mlearn/Si_train"])
 def test_real_data_pass(name):
-    try:
-        data = load_dataset(name)
-    except (ValueError, ConnectionError):
-        pytest.skip(f"{name} is not in EQUIZOO_DATA and cannot be fetched")
-    diagnosis = examine(data)
+    if list_datasets(name)[0].where not in ("local", "cached"):
+        pytest.skip(f"{name} is not in EQUIZOO_DATA")
+    diagnosis = examine(load_dataset(name))
     assert diagnosis.errors == ()
     assert one(diagnosis, "forces against energies", Verdict.FINE)
     if name.startswith("mlearn"):
@@ -482,3 +482,10 @@ def test_labels_are_counted_over_the_frames_looked_at(molecules, tmp_path, monke
     folder = prepare([tmp_path / "a.xyz"], tmp_path / "prepared")
     monkeypatch.setattr(doctor, "_SAMPLE", 25)  # less than the 30 that have forces
     assert "10 of 20 frames have no forces" in one(examine(folder), "labels", Verdict.NOTE).message
+
+
+def test_a_file_of_reference_energies_alone_is_no_crash(tmp_path):
+    atom = Atoms("H", info={"config_type": "IsolatedAtom", "energy": -13.6})
+    ase.io.write(tmp_path / "e0.xyz", [atom])
+    diagnosis = examine(read_structures(tmp_path / "e0.xyz", require=()))
+    assert "single atoms" in one(diagnosis, "frames", Verdict.WARNING).message

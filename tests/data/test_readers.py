@@ -365,8 +365,9 @@ def structures(draw):
     stress = draw(st.none() | finite((3, 3)))
     tags = hnp.arrays(np.int64, nodes, elements=st.integers(0, 2))
     text = st.sampled_from(["a b", "T", "12", 'say "x"', "[1]", "", "ü", "_JSON 1"])
-    info = {"note": text, "tags": tags, "spin": st.integers(), "vector": finite((2, 2))}
+    info = {"note": text, "tags": tags, "spin": st.integers(-9, 9), "vector": finite((2, 2))}
     info |= {"fine": st.booleans(), "x": st.floats(-1, 1), "mask": hnp.arrays(bool, nodes)}
+    carried = draw(st.fixed_dictionaries({}, optional=info))
     return Structure(
         atomic_numbers=draw(hnp.arrays(np.int64, nodes, elements=st.integers(1, 118))),
         positions=draw(finite((nodes, 3))),
@@ -374,7 +375,8 @@ def structures(draw):
         energy=draw(st.none() | st.floats(-1e6, 1e6)),
         forces=draw(st.none() | finite((nodes, 3))),
         stress=None if stress is None else stress + stress.T,
-        info=draw(st.fixed_dictionaries({}, optional=info)),
+        spin=float(carried.get("spin", 1)),
+        info=carried,
     )
 
 
@@ -388,6 +390,24 @@ def test_written_structures_are_read_back_equal(scratch, suffix, originals):
         write_structures(path, originals, k)
         for a, b in zip(originals, read_structures(path, k, require=()).structures, strict=True):
             same(a, b)
+
+
+def test_charge_spin_and_head_survive(tmp_path):
+    atoms = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]])
+    atoms.info |= {"charge": -1, "spin": 2, "head": "mine", "note": "x"}
+    named = Structure.from_atoms(atoms)
+    write_structures(tmp_path / "a.xyz", [named, dataclasses.replace(named, charge=0.0)])
+    first, second = read_structures(tmp_path / "a.xyz", require=()).structures
+    assert (first.charge, first.spin, first.head) == (-1.0, 2.0, "mine")
+    assert (second.charge, second.spin) == (0.0, 2.0)
+    write_structures(tmp_path / "b.xyz", [first])  # as read, where info has them once more
+    again = read_structures(tmp_path / "b.xyz", require=()).structures[0]
+    assert again.state == first.state and again.info["charge"] == -1
+    with pytest.raises(ValueError, match=r"info\['charge'\] would be taken for something else"):
+        write_structures(tmp_path / "c.xyz", [dataclasses.replace(first, charge=1.0)])
+    per_atom = dataclasses.replace(named, info={"charge": np.array([-0.5, -0.5])})
+    with pytest.raises(ValueError, match=r"info\['charge'\] would be taken for something else"):
+        write_structures(tmp_path / "c.xyz", [per_atom])
 
 
 def test_a_periodic_structure_survives_and_ase_reads_it(tmp_path):

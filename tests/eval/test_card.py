@@ -136,7 +136,7 @@ def test_another_evaluation_takes_the_place_of_the_old(folder, potential, struct
 
 
 def test_a_certificate_comes_before_the_prose(folder, potential, certificate):
-    with pytest.raises(ValueError, match="certificate is of weights with SHA-256 None, the card"):
+    with pytest.raises(ValueError, match="weights have SHA-256 None, the card"):
         update_card(potential, certificate=certificate, folder=folder)
     certificate = dataclasses.replace(certificate, sha256=entry(folder).sha256)
     for _ in range(2):

@@ -55,6 +55,25 @@ def test_differences_are_taken_by_structure(two, data):
     assert found.differences["b"]["energy_meV_per_atom"]["better"] == 0
 
 
+def test_atoms_held_fixed_are_left_out_of_differences_too(two, data):
+    held = [
+        dataclasses.replace(s, info={"fixed": np.arange(s.num_nodes) < held})
+        for s, held in zip(data.structures, (1, 2, 0, 1, 4, 3), strict=True)  # the fifth whole
+    ]
+    found = compare(two, dataset(held)).differences["b"]["forces_meV_per_A"]
+    of_each = {
+        name: [
+            np.abs((r.forces - s.forces)[s.free]).mean()
+            for s, r in zip(held, potential.predict(held), strict=True)
+            if s.free.any()
+        ]
+        for name, potential in two.items()
+    }
+    difference = 1e3 * (np.array(of_each["b"]) - np.array(of_each["a"]))
+    assert len(difference) == 5
+    assert found["difference"] == pytest.approx(difference.mean(), rel=1e-4)
+
+
 def test_it_is_a_table_and_json(two, data):
     other = dataclasses.replace(data, level_of_theory="PBE")
     found = compare(two, other, speed=True)

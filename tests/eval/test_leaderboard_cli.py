@@ -46,8 +46,15 @@ def test_from_a_model_to_a_scored_file(here, capsys, monkeypatch):
     scores = run(here, capsys, "score", "oc22-s2ef", out, data)["splits"]
     assert scores.keys() == COUNTS.keys()
     assert scores["id"]["num_systems"] == 3 and scores["id"]["forces_mae_meV_per_A"] > 0
-    with np.load(out) as arrays:
+    with np.load(out) as arrays:  # as EvalAI has it: ids sorted as text, forces of free atoms
+        assert arrays["id_ids"].tolist() == ["10_3", "11_3", "9_3"]
+        free = arrays["id_forces"].shape
+    other = here / "space.npz"
+    as_space = ("--out", other, "--part-size", 2, "--layout", "space")
+    run(here, capsys, "oc22-s2ef", "mace-3bpa", data, *as_space)
+    with np.load(other) as arrays:
         assert arrays["id_ids"].tolist() == ["9_3", "10_3", "11_3"]
+        assert arrays["id_forces"].shape == (free[0] + 3, 3)  # the first atom of each is fixed
     counts = ("--counts", here / "counts.json")
     cli.main(["leaderboard", "score", "oc22-s2ef", str(out), str(data), *map(str, counts)])
     text = capsys.readouterr().out

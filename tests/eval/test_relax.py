@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian
 from models import ENERGIES, Pair, cluster, pair_potential
 
 from equizoo.eval.optimizers import FIRE, LBFGS
@@ -118,6 +118,20 @@ def test_trajectories(potential):
         assert structure.energy == pytest.approx(again.energy, abs=1e-9)
         np.testing.assert_allclose(structure.forces, again.forces, atol=1e-9)
     assert relaxed.energy < first.energy
+
+
+def test_labels_of_the_start_are_not_those_of_the_trajectory(potential):
+    start = dataclasses.replace(Structure.from_atoms(squeezed(1, 5)), stress=np.eye(3))
+    relaxer = Relaxer(potential, max_steps=2, fmax=1e-9)
+    (relaxed,) = relaxer([start], record=True)
+    assert [s.stress for s in relaxed.trajectory] == [None] * 3
+
+
+def test_constraints_that_would_be_ignored_are_refused(potential):
+    atoms = squeezed(1, 5)
+    atoms.set_constraint(FixCartesian([0], (True, False, False)))
+    with pytest.raises(ValueError, match=r"structures\[0\] has the constraint FixCartesian"):
+        Relaxer(potential)([atoms])
 
 
 def test_nothing_to_do(potential):

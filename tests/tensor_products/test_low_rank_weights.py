@@ -193,6 +193,12 @@ def test_it_can_be_bound_while_a_caller_is_traced():
     np.testing.assert_allclose(jax.jit(call)(x), call(x), atol=1e-13)
 
 
+def test_no_edges_give_no_results():
+    bound = LowRankWeights(1).bind(*("0e+1o",) * 3)
+    x, y, weights = arguments(bound, 0, channels_2=1)
+    assert bound(x[:0], y[:0], weights[:0]).shape == (0, 4, 3)
+
+
 def test_config_and_errors():
     for rank in (1, 7, None):
         config = LowRankWeights(rank)

@@ -14,8 +14,10 @@ from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.cp_decomposed import CPDecomposed, Given, Normalization, Schedule
 from equizoo.tensor_products.gaunt_bracket import GauntBracket
 from equizoo.tensor_products.low_rank_weights import LowRankWeights
+from equizoo.tensor_products.matrix_product import MatrixProduct
 from equizoo.tensor_products.shared_weights import Form, SharedWeights
 from equizoo.tensor_products.so2 import SO2
+from equizoo.tensor_products.sum_of_products import SumOfProducts
 
 CONTENTS = [
     ("0e+1e+2e", "0e+1e+2e", "0e+1e+2e"),
@@ -25,6 +27,7 @@ CONTENTS = [
 contents = pytest.mark.parametrize("irreps", CONTENTS, ids=" x ".join)
 SAME_MAP = [form for form in Form if form != Form.BFLOAT16]
 PRODUCTS = [ClebschGordan(), CPDecomposed(), CPDecomposed(rank=5), GauntBracket()]
+OVERLAPPING = [LowRankWeights(None), SumOfProducts()]  # several weights for one coupling
 
 
 @contents
@@ -131,3 +134,28 @@ def test_options_are_written_and_read():
         "form": "product",
     }
     assert from_dict(TensorProduct, written) == product
+
+
+@pytest.mark.parametrize("form", SAME_MAP)
+@pytest.mark.parametrize("product", OVERLAPPING, ids=repr)
+def test_unit_variance_where_several_weights_reach_one_coupling(product, form):
+    irreps = ("0e+1e",) * 3
+    bound = SharedWeights(product, form).bind(*irreps)
+    variance = np.sum(bound.dense() ** 2, axis=(0, 1, 2))
+    np.testing.assert_allclose(variance, 1, rtol=1e-9)
+    x, y, weights = arguments(bound, 0, channels_2=3)
+    each = [bound(*(a[:, :, c : c + 1] for a in (x, y, weights))) for c in range(3)]
+    np.testing.assert_allclose(bound(x, y, weights), np.concatenate(each, axis=2), atol=1e-11)
+
+
+def test_misspelt_options_are_refused():
+    """By the classes themselves; while tests run, by the check of types before."""
+    wrong = (
+        (SharedWeights(), "form", "neighbours"),
+        (MatrixProduct(), "conversion", "spares"),
+        (CPDecomposed(), "normalization", "Variance"),
+    )
+    for product, option, value in wrong:
+        object.__setattr__(product, option, value)
+        with pytest.raises(ValueError, match=value):
+            product.__post_init__()

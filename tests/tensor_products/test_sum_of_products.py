@@ -8,8 +8,9 @@ from test_tensor_product_laws import arguments
 
 from equizoo.config import from_dict, to_dict
 from equizoo.tensor_products._base import TensorProduct
-from equizoo.tensor_products.analysis import coefficients, expressivity
+from equizoo.tensor_products.analysis import coefficients, equivariance_defect, expressivity
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
+from equizoo.tensor_products.cp_decomposed import CPDecomposed
 from equizoo.tensor_products.gaunt_bracket import GauntBracket
 from equizoo.tensor_products.gaunt_grid import GauntGrid
 from equizoo.tensor_products.matrix_product import MatrixProduct
@@ -180,3 +181,13 @@ def test_its_config_names_the_product():
 def test_no_terms():
     with pytest.raises(ValueError, match="terms is 0; expected at least 1"):
         SumOfProducts(terms=0)
+
+
+def test_what_is_not_exact_says_by_how_much():
+    five = CPDecomposed(rank=5)
+    for bound in (
+        SumOfProducts(five, 2).bind(*("0e+1e",) * 3),
+        SumOfProducts(five, 2).bind(*("0e+1e",) * 3).select((0,)),
+    ):
+        assert not bound.exact and bound.defect > 0.01
+        np.testing.assert_allclose(bound.defect, equivariance_defect(bound), rtol=1e-6)

@@ -232,6 +232,17 @@ def test_float32_is_near_float64(name, irreps, seed):
 
 @contents([SMALL])
 @pytest.mark.parametrize("channels_2", [1, 3])
+def test_matrix_products_are_in_full_precision_whatever_the_default(name, irreps, channels_2):
+    """Else results had fewer digits on a GPU or TPU than on a CPU."""
+    product = bound(name, irreps)
+    args = arguments(product, 0, channels_2=channels_2)
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(jax.grad(lambda *a: product(*a).sum(), argnums=(0, 2)))(*args)
+    assert "Precision.DEFAULT" not in str(program)
+
+
+@contents([SMALL])
+@pytest.mark.parametrize("channels_2", [1, 3])
 def test_first_and_second_gradients_are_those_of_dense(name, irreps, channels_2):
     product = bound(name, irreps)
     args = coordinates(product, 0, channels_2=channels_2)
@@ -463,10 +474,14 @@ def test_power_in_float32(name, order):
     rng = np.random.default_rng(1)
     x, weights = rng.normal(size=(2, 3, 9, 2)), rng.normal(size=(2, power.num_weights, 2))
     exact = power(jnp.asarray(x), jnp.asarray(weights))
-    with jax.enable_x64(False):
-        single = power(jnp.asarray(x, np.float32), jnp.asarray(weights, np.float32))
-        assert single.dtype == np.float32
-    np.testing.assert_allclose(single, exact, atol=SINGLE * np.abs(exact).max())
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            single = power(jnp.asarray(x, np.float32), jnp.asarray(weights, np.float32))
+            assert single.dtype == np.float32
+        np.testing.assert_allclose(single, exact, atol=SINGLE * np.abs(exact).max())
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(power)(jnp.asarray(x), jnp.asarray(weights))
+    assert "Precision.DEFAULT" not in str(program)
 
 
 def test_equal_arguments_share_one_bound_power(name):

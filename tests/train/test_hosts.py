@@ -1,5 +1,6 @@
 """Two processes over loopback train one model: as one process would, killed, stopped, resumed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,8 +55,20 @@ def start(folder: Path, command: tuple = (), *, pause: float = 0.0) -> list[subp
     ]
 
 
+@contextlib.contextmanager
+def none_left(processes: list[subprocess.Popen]):
+    """After an error within it, the processes that still run are killed."""
+    try:
+        yield
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+
+
 def finish(processes: list[subprocess.Popen]) -> list[str]:
-    results = [process.communicate(timeout=400) for process in processes]
+    with none_left(processes):
+        results = [process.communicate(timeout=400) for process in processes]
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in results]
@@ -68,11 +81,12 @@ def losses(folder: Path, index: int) -> list[str]:
 
 def wait_for_losses(folder: Path, count: int, processes: list[subprocess.Popen]) -> None:
     deadline = time.monotonic() + 300
-    while min(len(losses(folder, index)) for index in range(2)) < count:
-        for process in processes:
-            assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "the run did not get there"
-        time.sleep(0.01)
+    with none_left(processes):
+        while min(len(losses(folder, index)) for index in range(2)) < count:
+            for process in processes:
+                assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "the run did not get there"
+            time.sleep(0.01)
 
 
 def rows(folder: Path) -> list[dict]:

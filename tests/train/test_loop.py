@@ -13,7 +13,7 @@ import equizoo.train.step as step_module
 from equizoo.data.pipeline import Packing, training_stream
 from equizoo.graph import Budget
 from equizoo.train.config import LossWeights, Optimizer, SecondStage, TrainConfig
-from equizoo.train.loop import Progress, _train_row, fit
+from equizoo.train.loop import Progress, _loss_at, _train_row, _update_plateau, fit
 from equizoo.train.progress import read_rows
 
 CONFIG = TrainConfig(
@@ -74,6 +74,40 @@ def test_a_stress_that_no_stage_could_learn_is_refused_before_the_first(frames, 
     )
     with pytest.raises(ValueError, match="direct forces predicts none"):
         fit(model, frames[:6], frames[6:9], packing_for(frames), late, tmp_path)
+
+
+def test_the_second_stage_has_its_own_loss_from_its_start_on(frames, tmp_path):
+    weights = LossWeights(energy=1.0, forces=1.0)
+    heavier = LossWeights(energy=1e4, forces=1e4)
+    config = dataclasses.replace(
+        CONFIG,
+        epochs=5,
+        loss=weights,
+        second_stage=SecondStage(start=0.6, loss=heavier),
+        optimizer=Optimizer(learning_rate=1e-6, warmup_steps=1),
+    )
+    fractions = (0.0, 0.59, 0.6, 0.99)
+    assert [_loss_at(config, f) for f in fractions] == [weights, weights, heavier, heavier]
+    fit(tiny_model(), frames[:6], frames[6:9], packing_for(frames), config, tmp_path)
+    losses = [row["train_loss"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    np.testing.assert_allclose(losses[1:3], losses[0], rtol=0.05)
+    np.testing.assert_allclose(losses[3:], 1e4 * losses[0], rtol=0.05)
+
+
+def test_a_plateau_lowers_the_rate_once_patience_is_over():
+    config = dataclasses.replace(
+        CONFIG,
+        optimizer=Optimizer(schedule="plateau", plateau_factor=0.5, plateau_patience=2),
+    )
+    progress, scales = Progress(), []
+    for objective in (1.0, 0.9, 0.9, 0.95, 1.0, 0.8, 0.9):
+        _update_plateau(progress, objective, config)
+        scales.append(progress.scale)
+    assert scales == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+    cosine = dataclasses.replace(CONFIG, optimizer=Optimizer(plateau_patience=0))
+    still = Progress(plateau_best=0.0)
+    _update_plateau(still, 1.0, cosine)
+    assert still.scale == 1.0
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_steps_that_counted():

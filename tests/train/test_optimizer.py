@@ -58,6 +58,27 @@ def test_weight_decay_touches_its_group_only():
         assert bool(jnp.any(update != 0)) == decayed, name
 
 
+def test_gradients_are_clipped_by_the_norm_of_all_together():
+    params = params_of(tiny_model())
+    rng = np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    large, small = (jax.tree.map(draw, params) for _ in range(2))
+    norm = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(large))))
+
+    def second_update(clip_norm, factor):
+        optimizer = make_optimizer(Optimizer(clip_norm=clip_norm, weight_decay=0.0), params, 10)
+        first = jax.tree.map(lambda x: x * jnp.float32(factor), large)
+        _, state = optimizer.update(first, optimizer.init(params), params)
+        update, _ = optimizer.update(
+            jax.tree.map(lambda x: x * jnp.float32(1e-3), small), state, params
+        )
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(update)])
+
+    clipped = second_update(1.0, 100.0)
+    np.testing.assert_allclose(clipped, second_update(1e9, 1 / norm), rtol=1e-4, atol=1e-9)
+    assert np.abs(clipped / second_update(1e9, 100.0) - 1).max() > 0.01
+
+
 def test_the_cosine_warms_up_and_ends_low():
     schedule = learning_rate_schedule(Optimizer(learning_rate=0.01, warmup_steps=10), 1000)
     assert float(schedule(0)) < 0.002

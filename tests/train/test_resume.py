@@ -129,7 +129,7 @@ def test_twenty_kills_at_random_moments_change_nothing(uninterrupted, tmp_path):
     folder.mkdir()
     for _ in range(20):
         seen = len(losses(folder)) if (folder / "losses.txt").exists() else 0
-        process = start(folder, pause=0.02)
+        process = start(folder, pause=0.1)  # so that no machine is through before the last kill
         wait_for_losses(folder, seen + draw.choice([0, 0, 1, 2, 4]), process)
         time.sleep(draw.uniform(0, 0.2))
         assert process.poll() is None, "it came to its end before the twentieth kill"
