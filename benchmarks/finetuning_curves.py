@@ -27,6 +27,7 @@ import tyro
 
 from equizoo.compile_cache import use_compile_cache
 from equizoo.config import to_dict
+from equizoo.data.datasets import load_dataset
 from equizoo.data.reference_energies import LeastSquares, RefitFromModel
 from equizoo.eval.benchmark_timing import environment
 from equizoo.eval.plots import _STYLE, BLACK, BLUE, GREY, VERMILION
@@ -262,7 +263,7 @@ def main(
     for case in () if plot_only else CASES:
         if cases and case.train not in cases:
             continue
-        available = len(_structures(case.train))
+        available = len(load_dataset(case.train))
         for count in sorted({min(count, available) for count in frames}):
             for method in methods:
                 if (case.train, method, count, seed) in {row.key for row in rows}:
@@ -275,12 +276,6 @@ def main(
                 shutil.rmtree(folder)
                 print(*row.key, f"{row.forces_rmse:.1f} meV/Å in {row.seconds:.0f} s", flush=True)
     draw(rows, out.with_suffix(".png"))
-
-
-def _structures(name: str) -> Any:
-    from equizoo.data.datasets import load_dataset
-
-    return load_dataset(name).structures
 
 
 def _append(path: Path, row: Row) -> None:

@@ -120,18 +120,23 @@ def make_card(
     return join_front_matter(front, _with_section(body, "Architecture", described))
 
 
-def require_card(name: str, sha256: str | None, folder: Path | None = None) -> None:
-    """Raises ``ValueError`` where there is no card of that name in ``folder`` (that of the released
-    models unless given), and where it describes other weights than those of ``sha256``."""
+def require_card(
+    name: str, sha256: str | None, folder: Path | None = None
+) -> tuple[dict[str, Any], str]:
+    """Front matter and body of the card. Raises ``ValueError`` where there is none of that name in
+    ``folder`` (that of the released models unless given), and where it describes other weights
+    than those of ``sha256``."""
     card = (MODELS.folder if folder is None else folder) / f"{name}.md"
     if not card.is_file():
         raise ValueError(f"{name} has no card; expected {card}. Only released models do.")
-    described = split_front_matter(card.read_text("utf-8"), str(card))[0].get("sha256")
+    fields, body = split_front_matter(card.read_text("utf-8"), str(card))
+    described = fields.get("sha256")
     if None not in (sha256, described) and sha256 != described:
         raise ValueError(
             f"The weights have SHA-256 {sha256}, the card of {name} describes {described}; take "
             "the released model."
         )
+    return fields, body
 
 
 def update_card(
@@ -151,8 +156,7 @@ def update_card(
     folder = MODELS.folder if folder is None else folder
     card, beside = folder / f"{potential.name}.md", folder / potential.name
     certified = None if certificate is None else str(certificate.sha256)
-    require_card(potential.name, certified, folder)
-    fields, body = split_front_matter(card.read_text("utf-8"), str(card))
+    fields, body = require_card(potential.name, certified, folder)
     beside.mkdir(exist_ok=True)
     if evaluation is not None:
         rows = [row for row in read_evaluations(beside) if row["dataset"] != evaluation.dataset]

@@ -85,10 +85,8 @@ class Metrics:
         if structure.forces is not None:
             free = structure.free
             self.num_fixed_atoms += int(np.sum(~free))
-            errors, numbers = (
-                (result.forces - structure.forces)[free],
-                structure.atomic_numbers[free],
-            )
+            errors = (result.forces - structure.forces)[free]
+            numbers = structure.atomic_numbers[free]
             self._errors["forces"].add(errors)
             for z in np.unique(numbers).tolist():
                 self._forces_of.setdefault(z, MeanErrors()).add(errors[numbers == z])
