@@ -16,6 +16,9 @@ TEST_ENV := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 GLIBC_TUNABLES=glibc.malloc
 # The versions that tests/parity compares with: torch by itself first, since its build for the CPU may
 # come from another place than the rest.
 PARITY := .venv-parity
+PARITY_TESTS := tests/parity \
+	tests/tensor_products/test_matrix_product.py::test_equals_the_fused_tensor_of_e3x \
+	tests/eval/test_benchmark.py::test_peers_compute_the_same_map
 TORCH = $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
 .PHONY: help demo test test-slow parity lint format types doctest docs examples readme clean
@@ -23,7 +26,7 @@ TORCH = $(shell sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 help:
 	@echo "make demo       the zoo at work, on the CPU, offline once installed"
 	@echo "make test       all tests but the slow ones; make test-slow: those"
-	@echo "make parity     tests against mace-torch, in an environment of its own (.venv-parity)"
+	@echo "make parity     tests against other libraries, in an environment of its own (.venv-parity)"
 	@echo "make lint types doctest docs examples"
 	@echo "make format     rewrite the code as 'make lint' wants it"
 	@echo "make readme     rewrite tables (README, published OC20 and OC22 results) and docs/zoo.html"
@@ -50,7 +53,7 @@ test-slow: $(VENV)/installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 parity: $(PARITY)/installed
-	$(TEST_ENV) EQUIZOO_PARITY=1 $(PARITY)/bin/python -m pytest tests/parity $(PYTEST_ARGS)
+	$(TEST_ENV) EQUIZOO_PARITY=1 $(PARITY)/bin/python -m pytest $(PARITY_TESTS) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -94,7 +97,7 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 $(PARITY)/installed: pyproject.toml
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet $(TORCH)
-	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity]'
+	$(PARITY)/bin/python -m pip install --quiet --editable '.[dev,parity,peers]'
 	@touch $@
 
 $(BIN)/python:

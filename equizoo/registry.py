@@ -233,11 +233,15 @@ class CardRegistry(Mapping[str, ModelEntry]):
     def __contains__(self, name: object) -> bool:
         return name in list(iter(self))
 
-    def __getitem__(self, name: str) -> ModelEntry:
+    def text(self, name: str) -> str:
+        """The whole card."""
         if name not in self:
             raise UnknownName("model", name, self)
+        return (self.folder / f"{name}.md").read_text("utf-8")
+
+    def __getitem__(self, name: str) -> ModelEntry:
         where = f"model_cards/{name}.md"
-        fields, _ = split_front_matter((self.folder / f"{name}.md").read_text("utf-8"), where)
+        fields, _ = split_front_matter(self.text(name), where)
         entry = from_dict(ModelEntry, fields, where)
         if entry.name != name:
             raise ValueError(f"{where} says name: {entry.name}; expected the file's own name.")

@@ -63,8 +63,7 @@ def ensure_converted(
             raise ValueError(message)
     if entry.checkpoint.head is not None:
         potential = potential.with_head(entry.checkpoint.head)
-    card = MODELS.folder / f"{entry.name}.md"
-    potential.card = card.read_text("utf-8") if card.is_file() else None
+    potential.card = MODELS.text(entry.name) if entry.name in MODELS else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         potential.save(folder)

@@ -646,20 +646,17 @@ def load(
         energy_reference=block.energy_reference,
         level_of_theory={name: part.level_of_theory for name, part in heads.items()},
         name=_name(spec, folder),
-        card=_released_card(spec) if contents.card is None else contents.card,
+        card=contents.card,
         head=block.head,
         source=block.source,
     )
+    if potential.card is None and str(spec) in MODELS:  # not in its folder in the package
+        potential.card = MODELS.text(str(spec))
     if folder.parent.name == "snapshots":  # of the Hub's cache, where folders are named by commit
         potential.revision = folder.name
     if check_golden:
         check_golden_outputs(potential.predict, contents.golden, str(folder / hub.GOLDEN))
     return potential if head is None else potential.with_head(head)
-
-
-def _released_card(spec: str | Path) -> str | None:
-    """That of a model of the zoo, whose folder in the package has none."""
-    return (MODELS.folder / f"{spec}.md").read_text("utf-8") if str(spec) in MODELS else None
 
 
 def describe(spec: str | Path) -> dict[str, Any]:

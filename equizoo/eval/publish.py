@@ -54,7 +54,7 @@ def repository_files(spec: str) -> dict[str, Path | bytes]:
     folder = find_model_folder(spec)
     files: dict[str, Path | bytes] = {name: folder / name for name in hub.REQUIRED}
     if spec in MODELS:
-        potential.card = (MODELS.folder / f"{spec}.md").read_text("utf-8")
+        potential.card = MODELS.text(spec)
         beside = MODELS.folder / spec
         files |= {
             f"{spec}/{file.name}": file
@@ -134,7 +134,7 @@ def pin(name: str, upload: Upload) -> Path:
     """
     require_pinnable(name, upload.pull_request is not None)
     path = MODELS.folder / f"{name}.md"
-    fields, body = hub.split_front_matter(path.read_text("utf-8"), str(path))
+    fields, body = hub.split_front_matter(MODELS.text(name), str(path))
     fields |= {"hub_repo": upload.repo, "hub_revision": upload.commit}
     path.write_text(hub.join_front_matter(fields, body), "utf-8")
     return path

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import os
 import sys
 
 import e3nn_jax as e3nn
@@ -200,7 +201,7 @@ def test_peers_compute_the_same_map(beside):
     peers = [row for row in beside if row.library != "equizoo"]
     assert {row.library for row in peers} == PEERS[comparison]
     for row in peers:
-        if not importable(row.library):
+        if not importable(row.library) and not os.environ.get("EQUIZOO_PARITY"):
             assert row.skipped.startswith(f"{row.library} cannot be imported")
         else:
             assert row.skipped == "" and row.median_ms > 0 and row.library_version

@@ -26,8 +26,8 @@ from equizoo.cli import main
 from equizoo.eval import convert_mace_torch as to
 from equizoo.eval.checkpoints import ensure_converted
 from equizoo.eval.potential import load
-from equizoo.hub import sha256_of
-from equizoo.registry import MODELS, Checkpoint
+from equizoo.hub import join_front_matter, sha256_of, split_front_matter
+from equizoo.registry import MODELS, CardRegistry, Checkpoint
 from equizoo.structure import Structure
 from equizoo.zoo._convert.mace_torch import INTERACTIONS, read_dump
 from equizoo.zoo._convert.mace_torch_dump import dump_model
@@ -230,20 +230,24 @@ def test_released_checkpoint(tmp_path, monkeypatch):
     (mirror := tmp_path / "mirror").mkdir()
     _, file = saved_model(mirror, heads=("x", "y"))
     digest = sha256_of(file)
-    entry = MODELS["mace-mp-0-small"]
-    entry = dataclasses.replace(
-        entry,
-        name="tiny",
-        elements=("H", "C", "O"),
-        cutoff=peers.CUTOFF,
-        license_weights="ASL",
-        checkpoint=Checkpoint("mace-torch", file.name, "https://example.org/tiny.model", digest,
-                              "For academic use.", "y"),
-    )  # fmt: skip
+    fields, body = split_front_matter(MODELS.text("mace-mp-0-small"))
+    fields |= {
+        "name": "tiny",
+        "elements": ["H", "C", "O"],
+        "cutoff": peers.CUTOFF,
+        "license_weights": "ASL",
+        "checkpoint": dataclasses.asdict(
+            Checkpoint("mace-torch", file.name, "https://example.org/tiny.model", digest,
+                       "For academic use.", "y")
+        ),
+    }  # fmt: skip
+    (cards := tmp_path / "cards").mkdir()
+    (cards / "tiny.md").write_text(join_front_matter(fields, body))
     monkeypatch.setenv("EQUIZOO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("EQUIZOO_CHECKPOINTS", str(mirror))
-    monkeypatch.setattr("equizoo.eval.potential.MODELS", {"tiny": entry})
-    monkeypatch.setattr("equizoo.registry.MODELS", {"tiny": entry})
+    for module in ("registry", "eval.checkpoints", "eval.potential"):
+        monkeypatch.setattr(f"equizoo.{module}.MODELS", CardRegistry(cards))
+    entry = CardRegistry(cards)["tiny"]
     monkeypatch.setattr("equizoo.eval.potential.find_model_folder", lambda spec, access: folder)
     folder = tmp_path / "cache" / "models" / "tiny"
     with pytest.raises(ValueError, match="For academic use.*accept_license='ASL'"):
@@ -260,6 +264,7 @@ def test_released_checkpoint(tmp_path, monkeypatch):
     assert not folder.exists()
     first = load("tiny", trust=True, accept_license="ASL")
     assert first.head == "y" and first.source["sha256"] == digest
+    assert first.card == (cards / "tiny.md").read_text()
     shutil.rmtree(mirror)
     again = load("tiny")
     assert again.predict(peers.molecule()).energy == first.predict(peers.molecule()).energy

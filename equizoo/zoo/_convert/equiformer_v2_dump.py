@@ -149,15 +149,19 @@ def _array(value: Any, name: str) -> Any:
 
 def _plain() -> list[Any]:
     """What metrics and settings hold beside tensors: containers, and numbers of numpy."""
-    import collections
-
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]  # under its names in numpy 1 and 2
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
-    containers = [collections.defaultdict, dict, list, int, float]
+    # Into a defaultdict torch puts nothing, even where it is allowed.
+    containers = [(_dict, "collections.defaultdict"), dict, list, int, float]
     return [*containers, np.dtype, *dtypes, *((scalar, name) for name in names)]
+
+
+def _dict(factory: Any = None) -> dict[Any, Any]:
+    """A plain one in the place of a defaultdict."""
+    return {}
 
 
 if __name__ == "__main__":
