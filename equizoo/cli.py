@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import select
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError, FloatingPointError) as error:  # the last: training diverged
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise SystemExit(1) from None
         message = error.args[0] if isinstance(error, UnknownName) else error
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(message))}", highlight=False)
         raise SystemExit(2) from None
@@ -1261,6 +1264,17 @@ def _label_keys(energy: str | None, forces: str | None, stress: str | None):
     given = {"energy": energy, "forces": forces, "stress": stress}
     given = {label: key for label, key in given.items() if key is not None}
     return LabelKeys(**given) if given else None
+
+
+def _reader_is_gone() -> bool:
+    """Whether what standard output goes to (such as `head`) has closed it; if so, the rest of it
+    goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _use_huge_pages() -> None:

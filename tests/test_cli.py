@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from flax import nnx
+from safetensors.numpy import load_file
 
 from equizoo import cli
 from equizoo.data import ReferenceEnergies, load_dataset, write_structures
@@ -79,6 +82,15 @@ def test_every_command_explains_itself(command, capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "--json" in text and len(text) > 300
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """`equizoo models | head -1` says nothing on standard error."""
+    command = [sys.executable, "-m", "equizoo.cli", "models", "--json", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_products_are_listed_with_what_they_cost(capsys, tmp_path):
@@ -329,6 +341,63 @@ def test_new_elements_are_given_in_pairs(here, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_ways_to_fine_tune(here, capsys, tmp_path):
+    """Replayed data under a head of their own, changes of low rank, an element that is new."""
+
+    def finetune(data, out, *options):
+        command = ("finetune", "base/model", data, "--epochs", 1, "--out", tmp_path / out)
+        run(capsys, *command, *options, "--json", tmp_path / f"{out}.json")
+        described = json.loads(run(capsys, "describe", tmp_path / out / "model", "--json"))
+        return described, load_file(tmp_path / out / "model" / "model.safetensors")
+
+    options = ("--replay", "train.xyz", "--replay-frames", 2, "--replay-labels", "data")
+    described, _ = finetune("new.xyz", "replay", *options)
+    assert described["heads"] == ["finetuned", "base"] and described["head"] == "finetuned"
+    written = json.loads((tmp_path / "replay" / "run.json").read_text())["replay"]
+    assert written["count"] == 2 and written["labels"] == "data"
+
+    before = load_file(here / "base" / "model" / "model.safetensors")
+    _, after = finetune("new.xyz", "low", "--low-rank", 1)
+    changes = {name: after[name] - before[name] for name in before}
+    moved = [change for change in changes.values() if change.any()]
+    assert moved and all((np.linalg.matrix_rank(c, tol=1e-6) <= 1).all() for c in moved)
+
+    frames = load_dataset("formamide/train", index=":4").structures
+    for_nitrogen = [np.where(f.atomic_numbers == 7, 15, f.atomic_numbers) for f in frames]
+    frames = [
+        dataclasses.replace(f, atomic_numbers=z) for f, z in zip(frames, for_nitrogen, strict=True)
+    ]
+    write_structures(tmp_path / "phosphorus.xyz", frames)
+    command = ("finetune", "base/model", tmp_path / "phosphorus.xyz", "--out", tmp_path / "none")
+    text = fails(capsys, *command)
+    assert "the data (train) also have P. Say which" in text and "--new-elements P=" in text
+    described, _ = finetune(tmp_path / "phosphorus.xyz", "new", "--new-elements", "P=N")
+    assert "P" in described["elements"]
+
+
+def test_prepared_data_are_as_good_as_the_file(here, capsys, tmp_path):
+    out = tmp_path / "prepared"
+    command = ("prepare", "train.xyz", "test.xyz", "--out", out, "--cutoff", 4.0)
+    facts = json.loads(run(capsys, *command, "--frames-per-shard", 3, "--json"))
+    assert facts["frames"] == 9 and facts["atoms"] == 54 and facts["folder"] == str(out)
+    assert set(facts["elements"]) == {"C", "H", "N", "O"}
+    assert facts["label_coverage"]["forces"] == 1.0
+    assert "9" in run(capsys, *command, "--frames-per-shard", 3)  # there already
+    assert "frames_per_shard" in fails(capsys, *command)
+    one = tmp_path / "one"
+    assert "1 frames" in run(capsys, "prepare", "test.xyz", "--out", one).replace(
+        "frame ", "frames "
+    )
+    errors = [
+        json.loads(run(capsys, "evaluate", "base/model", data, "--json"))
+        for data in ("test.xyz", one)
+    ]
+    assert errors[0]["forces_mae_meV_per_A"] == pytest.approx(errors[1]["forces_mae_meV_per_A"])
+    write(tmp_path / "no.xyz", Atoms("CO", [[0, 0, 0], [1.2, 0, 0]]))
+    assert "energy" in fails(capsys, "prepare", tmp_path / "no.xyz", "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_every_choice_of_reference_energies_without_options_is_offered(here, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["finetune", "--help"])
@@ -390,7 +459,7 @@ def test_a_bad_recipe_gives_one_clear_message_and_no_folder(
             ["base/model", "new.xyz", "--valid", "test.xyz", "--num-valid", "1"],
             "either valid (a data set) or num_valid",
         ),
-        (["base/model", "gold.xyz"], "No reference energy for Au in gold.xyz"),
+        (["base/model", "gold.xyz"], "also have Au"),
         (["base/model", "new.xyz", "--learning-rate", "-1"], "must be positive"),
         (["base/model", "new.xyz", "--resume"], "There is no run to resume"),
     ],

@@ -203,7 +203,7 @@ def _first_look(origin: Origin) -> None:
     for frame in frames:
         labelling.structure(frame)
     report = labelling.report()
-    if report.kept and report.unread:
+    if report.kept and (report.unread or len(frames) < FIRST_LOOK):  # the latter: the whole file
         check_labels(origin.path, report, origin.keys, origin.require, frames[0])
 
 

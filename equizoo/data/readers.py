@@ -450,13 +450,16 @@ def check_labels(
     for label in (label for label, count in report.labels.items() if count == 0):
         similar = [k for k in report.unread if _LOOKS_LIKE[label].search(k)]
         field = "virial" if similar and "virial" in similar[0].lower() else label
-        hint = f" Pass keys=LabelKeys({field}={similar[0]!r})." if similar else ""
+        hint = ""
+        if similar:
+            option = "" if field == "virial" else f" (--{field}-key {similar[0]})"
+            hint = f" Pass keys=LabelKeys({field}={similar[0]!r}){option}."
         absent = f"{path}: no frame has {label} under the key {getattr(keys, label)!r}"
         if label in require:
             there = similar or sorted({*_extras(first, keys), *report.unread})
             raise ValueError(
-                f"{absent}. Keys there: {', '.join(there) or 'none'}.{hint} For structures "
-                f"without {label}, leave it out of require."
+                f"{absent}. Keys there: {', '.join(there) or 'none'}.{hint} In Python, "
+                f"require without {label!r} reads structures that have none."
             )
         if similar and getattr(keys, label) is not None:
             names = ", ".join(similar)

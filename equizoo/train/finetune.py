@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import chemical_symbols
 from flax import nnx
 
 from equizoo.config import to_dict
@@ -114,6 +115,7 @@ def finetune(
                 f"{symbols(absent)} are to be new elements, but {data.train} has none to learn "
                 "from; leave them out."
             )
+    _require_known_elements(base, prepared)
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
@@ -159,6 +161,17 @@ def finetune(
     if is_first():
         write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
     return Finetuned(run, before, after)
+
+
+def _require_known_elements(base: Potential, prepared: Prepared) -> None:
+    known = base.config.atomic_numbers
+    for part, dataset in prepared.parts.items():
+        if unknown := sorted(set(dataset.elements) - set(known)):
+            raise ValueError(
+                f"{base.name} knows {symbols(known)}; the data ({part}) also have "
+                f"{symbols(unknown)}. Say which of the model's elements each is to start like, "
+                f"with new_elements (--new-elements {chemical_symbols[unknown[0]]}=...)."
+            )
 
 
 def _in_float32(model: Architecture) -> nnx.State:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from models import mace_potential
 from test_leaderboard import save_split
 
 from equizoo import cli
@@ -61,6 +62,38 @@ def test_from_a_model_to_a_scored_file(here, capsys, monkeypatch):
     assert "EquiformerV2 lE4 lF100" in text and "computed here" in text
     assert "not comparable" in text and "https://arxiv.org/abs/2306.12059" in text
     assert "exists; choose another name" in fails(capsys, *predict)
+
+
+def test_relaxed_energies_and_structures(here, capsys):
+    data, counts = here / "initial", ("--counts", here / "counts.json")
+    for seed, (split, count) in enumerate(COUNTS.items()):
+        save_split(data / split, count, seed, s2ef=False)
+    mace_potential().save(here / "tiny")
+    few = ("--max-steps", 2, "--optimizer", "fire", "--batch-nodes", 32)
+    scores, paths = {}, {}
+    for key, task, options in (
+        ("direct", "oc22-is2re", ("--by", "direct")),
+        ("relaxed", "oc22-is2re", few),
+        ("positions", "oc22-is2rs", few),
+    ):
+        paths[key] = here / f"{key}.npz"
+        result = run(here, capsys, task, here / "tiny", data, "--out", paths[key], *options)
+        assert result["task"] == task and result["systems"] == COUNTS
+        scores[key] = run(here, capsys, "score", task, paths[key], data)["splits"]["id"]
+    assert scores["direct"]["energy_mae_meV"] != scores["relaxed"]["energy_mae_meV"]
+    assert scores["positions"].keys() > {"num_systems", "ADwT_percent"}
+    with np.load(paths["direct"]) as direct, np.load(paths["relaxed"]) as relaxed:
+        change = relaxed["id_energy"] - direct["id_energy"]  # of two steps downhill
+        assert (change <= 0).all() and (change < 0).any()
+    assert (
+        "unrecognized"
+        in fails(
+            capsys, "oc22-is2rs", here / "tiny", data, "--out", here / "e.npz", "--by", "direct"
+        ).lower()
+    )
+    cli.main(["leaderboard", "score", "oc22-is2re", str(paths["relaxed"]), str(data),
+              *map(str, counts)])  # fmt: skip
+    assert "not comparable" in capsys.readouterr().out
 
 
 def test_what_cannot_be_done(here, capsys):

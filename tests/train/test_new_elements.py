@@ -92,6 +92,6 @@ def test_fine_tuning_on_a_new_element(base, files, tmp_path):
         )
     with pytest.raises(ValueError, match="Au are to be new elements, but .* has none"):
         finetune(base, data, tmp_path / "refused", new_elements={"Ag": "Cu", "Au": "Cu"})
-    with pytest.raises(ValueError, match="No reference energy for Ag"):
+    with pytest.raises(ValueError, match="also have Ag. .*--new-elements Ag="):
         finetune(base, data, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
