@@ -1,10 +1,10 @@
 """What does the tensor product cost MACE, and what does it cost in accuracy?
 
-The model of ``recipes/mace-3bpa.json`` with each product over edges and, where the product has a
-many-body form, as the product basis: the time of a training step (programs in turns, the first step
-apart) and the errors on ``3bpa/test_300K`` after an equal, small number of epochs by one seed. The
-claim to compare with (Xie et al. 2025, https://arxiv.org/abs/2506.13523): MACE trains 30 % faster
-with the grid than with the Fourier form of the Gaunt product.
+The model of ``mace_products.json`` (64 channels of 0e+1o) with each product over edges and, where
+the product has a many-body form, as the product basis: the time of a training step (programs in
+turns, the first step apart) and the errors on ``3bpa/test_300K`` after an equal, small number of
+epochs by one seed. The claim to compare with (Xie et al. 2025, https://arxiv.org/abs/2506.13523):
+MACE trains 30 % faster with the grid than with the Fourier form of the Gaunt product.
 
 Writes ``results/mace_products.csv``. Run with the real data at hand (``EQUIZOO_DATA``) and an idle
 machine: ``python benchmarks/mace_products.py --epochs 8``; ``--steps-only`` leaves training out.
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("mace-products-runs"))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "mace_products.csv")
     options = parser.parse_args(arguments)
-    recipe = load_recipe(HERE.parent / "recipes" / "mace-3bpa.json")
+    recipe = load_recipe(HERE / "mace_products.json")
     rows = []
     programs = [step_program(short(recipe, name, options.epochs)) for name in options.products]
     timings = time_in_turns([run for run, _, _ in programs], seconds=3, repeats=(10, 40))

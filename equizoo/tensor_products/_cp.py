@@ -16,6 +16,8 @@ from equizoo.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
 
+FITS = Path(__file__).with_name("cp_fits")  # made by benchmarks/cp_ranks.py
+
 # Part of the key of the disk cache: raise it when the solver finds other factors.
 SOLVER = 1
 
@@ -236,12 +238,16 @@ def decompose_cached(
 ) -> Factors:
     """:func:`decompose`, kept in :func:`equizoo.registry.cache_folder` under the words ``content``.
 
-    A file that is damaged, or does not belong to the target, is replaced. A folder that cannot be
-    written is reported and otherwise ignored.
+    Those of published models are in the package, equal everywhere. A file that is damaged, or does
+    not belong to the target, is replaced. A folder that cannot be written is reported and otherwise
+    ignored.
     """
     key = f"{content}, {rank} terms, solver {SOLVER}"
-    path = cache_folder() / "cp" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    factors = _read(path, key, target, rank)
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    path = cache_folder() / "cp" / name
+    factors = _read(FITS / name, key, target, rank)
+    if factors is None:
+        factors = _read(path, key, target, rank)
     if factors is None:
         logger.info("Looking for %d terms for %s; kept in %s", rank, content, path)
         factors = decompose(target, rank)
