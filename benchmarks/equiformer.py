@@ -33,13 +33,13 @@ import numpy as np
 from equiformer_v2_plain import Plain
 from flax import nnx
 
+from equizoo.compile_cache import uncached
 from equizoo.eval.benchmark_timing import (
     Program,
     compile_program,
     environment,
     numerics,
     time_in_turns,
-    uncached,
 )
 from equizoo.graph import Budget, Graph, batch_frames, edge_vectors, softmax_receivers
 from equizoo.layers.activation import ActivationConstant

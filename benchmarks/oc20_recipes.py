@@ -5,10 +5,9 @@
 The sample (`oc20_relax`, found by EQUIZOO_DATA) has total energies: reference energies are fitted
 by least squares, and the normalisers' mean is left out. Batches and sizes are made small with
 `--small`, for a CPU; loss, normalisers' scales, optimiser and the rule for neighbours stay those of
-the recipe. The warm-up, which is longer than such a run, becomes a tenth of it. One row a recipe:
-mean training loss of the first and last tenth of the steps, the loss of a model that knows
-reference energies alone and predicts no force, and whether all predictions on the validation frames
-are finite.
+the recipe. One row a recipe: mean training loss of the first and last tenth of the steps, the loss
+of a model that knows reference energies alone and predicts no force, and whether all predictions on
+the validation frames are finite.
 """
 
 import csv
@@ -80,11 +79,7 @@ def on_sample(recipe: Recipe, folder: Path, steps: int, small: bool) -> Recipe:
     batch = 2 if small else min(recipe.training.batch_size, 8)
     valid = max(1, len(kept) // 10)
     per_epoch = max(1, (len(kept) - valid) // batch)
-    optimizer = dataclasses.replace(
-        recipe.training.optimizer,
-        ema_decay=0.9,
-        warmup_steps=min(recipe.training.optimizer.warmup_steps, steps // 10),
-    )
+    optimizer = dataclasses.replace(recipe.training.optimizer, ema_decay=0.9)
     return dataclasses.replace(
         recipe,
         model=model,

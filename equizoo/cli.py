@@ -179,19 +179,8 @@ def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:
     """
     from equizoo.eval import potential
 
-    entry = next((entry for entry in list_models() if entry.name == name), None)
-    if entry is not None and entry.source == "checkpoint":  # its weights are not here yet
-        facts = {
-            "name": entry.name,
-            "architecture": entry.architecture,
-            "elements": list(entry.elements),
-            "cutoff_A": entry.cutoff,
-            "level_of_theory": entry.level_of_theory,
-            "energy_reference": str(entry.energy_reference),
-            "checkpoint": entry.checkpoint.address if entry.checkpoint else "",
-        }
-    else:
-        facts = potential.describe(name)
+    entry = MODELS.get(name)
+    facts = potential.describe(name)
     if entry is not None:
         facts |= {"source": entry.source, "card": _card_facts(entry)}
     if not _emit(facts, json):
@@ -452,6 +441,7 @@ def finetune(
     new_elements: tuple[str, ...] = (),
     epochs: int = 40,
     learning_rate: float = 1e-3,
+    stress_weight: float = 0.0,
     batch_size: int = 5,
     reference_energies: PlainReferenceEnergies = _REFIT,
     freeze: tuple[str, ...] = (),
@@ -489,6 +479,8 @@ def finetune(
             like, e.g. Si=C P=N.
         epochs: passes over the data.
         learning_rate: the highest one, after warm-up.
+        stress_weight: of squared errors of the stress [eV/Å^3] in the loss, where energies per atom
+            have 100 and forces 10.
         batch_size: structures per step.
         reference_energies: by default the model's, moved to the data's level of theory.
         freeze: patterns of parameter names that do not change, e.g. 'layers.0.*'.
@@ -533,6 +525,7 @@ def finetune(
         training=finetune_training(
             epochs=epochs,
             learning_rate=learning_rate,
+            stress_weight=stress_weight,
             batch_size=batch_size,
             microbatches=microbatches,
             frozen=freeze,
@@ -791,7 +784,8 @@ def convert_equiformer_v2(
     energy_reference: Annotated[
         Annotated[EnergyReference, tyro.conf.EnumChoicesFromValues] | None,
         tyro.conf.arg(
-            help="what energies are measured against: adsorption (default) for OC20, total for OC22"
+            help="what energies are measured against: adsorption for OC20, total for OC22; a "
+            "released checkpoint's card says it"
         ),
     ] = None,
     raw: bool = False,
@@ -836,9 +830,14 @@ def convert_equiformer_v2(
         folder = convert_released(source, "equiformer-v2", out, elements=elements, python=python)
     else:
         folder = _required(out, "model")
+        if energy_reference is None:
+            raise ValueError(
+                "The checkpoint does not say what its energies are measured against; give "
+                "--energy-reference adsorption (OC20) or total (OC22)."
+            )
         to.convert_equiformer_v2(
             Path(source),
-            energy_reference=energy_reference or EnergyReference.ADSORPTION,
+            energy_reference=energy_reference,
             raw=raw,
             python=python,
             elements=elements,

@@ -1,8 +1,10 @@
 """Compiled programs kept between processes, where nobody else can put any."""
 
+import contextlib
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from equizoo.registry import cache_folder
@@ -31,6 +33,24 @@ def use_compile_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()  # JAX looks at the setting once, at its first compilation
     return folder
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Every program is compiled: none is read from JAX's cache on disk."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def enable(enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # JAX looks at the setting once
+
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    enable(False)
+    try:
+        yield
+    finally:
+        enable(before)
 
 
 def make_private(folder: Path) -> None:

@@ -3,7 +3,8 @@
 ``python recipes/release.py RUN_FOLDER PROVENANCE.json``: the provenance file holds what cannot be
 measured from the weights (see ``equizoo.eval.card.Provenance``). Writes
 ``equizoo/bundled/<name>/``, ``model_cards/<name>.md`` and ``model_cards/<name>/`` (errors, images,
-log). Afterwards ``equizoo certify NAME --card`` adds the certificate.
+log). Afterwards ``equizoo certify NAME --card`` adds the certificate, and
+``examples/make_replay.py`` makes the data set ``<name>/replay`` anew, where there is one.
 """
 
 import dataclasses
@@ -41,8 +42,8 @@ def release(run: tyro.conf.Positional[Path], provenance: tyro.conf.Positional[Pa
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "model", folder)
     images = ROOT / "model_cards" / name
-    images.mkdir(exist_ok=True)
-    (images / "certificate.json").unlink(missing_ok=True)  # of other weights
+    shutil.rmtree(images, ignore_errors=True)  # all of it is of other weights
+    images.mkdir()
     write_evaluations(images, evaluations)
     parity_plot(evaluations, images / "parity.png")
     shutil.copy(run / "learning_curve.png", images / "learning_curve.png")

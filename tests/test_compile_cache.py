@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from equizoo.compile_cache import make_private, use_compile_cache
+from equizoo.compile_cache import make_private, uncached, use_compile_cache
 
 
 @pytest.fixture
@@ -35,6 +35,17 @@ def test_programs_are_kept_in_a_private_folder(cache):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.jit(lambda x: jnp.sin(x) * 3.25)(jnp.ones(5)).block_until_ready()
     assert any((cache / "jax").iterdir())
+
+
+def test_nothing_is_read_from_the_cache_or_written(cache):
+    use_compile_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    before = jax.config.jax_enable_compilation_cache
+    with uncached():
+        assert not jax.config.jax_enable_compilation_cache
+        jax.jit(lambda x: jnp.cos(x) * 7.5)(jnp.ones(5)).block_until_ready()
+    assert not any((cache / "jax").iterdir())
+    assert jax.config.jax_enable_compilation_cache == before
 
 
 def test_a_folder_that_jax_has_is_left_alone(cache, tmp_path):

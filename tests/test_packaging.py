@@ -123,6 +123,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_cards(wheel):
 
 def test_the_wheel_is_small(wheel):
     assert sum(size for name, size in wheel.items() if "/bundled/datasets/" in name) < 2**20
+    assert sum(wheel.values()) < 60 * 2**20
     for name, size in wheel.items():
         assert size < 20 * 2**20, f"{name} belongs on the Hub, not in the package"
 

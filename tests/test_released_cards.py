@@ -46,6 +46,23 @@ def test_cards_print_what_was_measured(name):
             assert (MODELS.folder / address).is_file(), address
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+def test_what_lies_beside_a_card_is_of_these_weights(name):
+    """Pictures of earlier weights would be published with them, and replayed labels be wrong."""
+    text = MODELS.text(name)
+    pictures = {file.name for file in (MODELS.folder / name).glob("*.png")}
+    assert pictures == {
+        address.rpartition("/")[2]
+        for address in (part.partition(")")[0] for part in text.split("](")[1:])
+        if address.endswith(".png")
+    }
+    assert MODELS[name].parameters <= 1.4e6
+    if replayed := list_datasets(f"{name}/replay"):
+        frames = load_dataset(replayed[0].name, index="::20")
+        metrics = evaluate(load(name), frames).metrics
+        assert metrics["energy_mae_meV"] < 0.2 and metrics["forces_mae_meV_per_A"] < 0.1
+
+
 @pytest.mark.slow  # so as users compile: float32 rounds otherwise in code that is not optimised
 @pytest.mark.parametrize(("name", "dataset"), pairs())
 def test_a_sample_of_the_errors_comes_out_again(name, dataset):

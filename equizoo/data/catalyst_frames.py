@@ -64,7 +64,8 @@ class CatalystFrame:
                     raise ValueError(
                         f"Structure {self.structure.name} has the energy {energy:.3f} eV, which is "
                         "no adsorption energy. If the file holds total energies, open it with "
-                        "energy_reference=EnergyReference.TOTAL (--energy-reference total)."
+                        "open_catalyst(..., energy_reference=EnergyReference.TOTAL); equizoo "
+                        "leaderboard takes --data-energy-reference total."
                     )
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 from ase.build import bulk
 from jaxtyping import Array, Float
 
+from equizoo.compile_cache import uncached
 from equizoo.eval.benchmark_peers import (
     Absent,
     Candidate,
@@ -38,7 +39,6 @@ from equizoo.eval.benchmark_timing import (
     environment,
     numerics,
     time_in_turns,
-    uncached,
 )
 from equizoo.graph import Budget, Graph, batch_frames, edge_vectors, make_frame
 from equizoo.layers.harmonics import spherical_harmonics

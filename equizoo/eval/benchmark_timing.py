@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from equizoo import __version__
 from equizoo.device import device_name
@@ -61,22 +60,6 @@ def numerics(dtype: str) -> Iterator[None]:
         jax.numpy_rank_promotion("allow"),
     ):
         yield
-
-
-@contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Every program is compiled: none is read from JAX's cache on disk, which tells no times."""
-    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    _enable_cache(False)
-    try:
-        yield
-    finally:
-        _enable_cache(before)
-
-
-def _enable_cache(enable: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", enable)
-    compilation_cache.reset_cache()  # JAX looks at the setting once
 
 
 def compile_program(

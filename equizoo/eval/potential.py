@@ -660,8 +660,22 @@ def load(
 
 
 def describe(spec: str | Path) -> dict[str, Any]:
-    """What there is to know of a model before use, without compiling it; see :func:`load`."""
-    return load(spec, check_golden=False).describe()
+    """What there is to know of a model before use, without compiling it; see :func:`load`.
+
+    Of a checkpoint that is still to be fetched and converted it is what its card says.
+    """
+    entry = MODELS.get(str(spec))
+    if entry is None or entry.checkpoint is None or entry.source != "checkpoint":
+        return load(spec, check_golden=False).describe()
+    return {
+        "name": entry.name,
+        "architecture": entry.architecture,
+        "elements": list(entry.elements),
+        "cutoff_A": entry.cutoff,
+        "level_of_theory": entry.level_of_theory,
+        "energy_reference": str(entry.energy_reference),
+        "checkpoint": entry.checkpoint.address,
+    }
 
 
 def _rebuild(

@@ -19,6 +19,13 @@ class DataChecks(enum.StrEnum):
     OFF = "off"
 
 
+def _is_same(one: Dataset, other: Dataset) -> bool:
+    """Whether both were read from the same place. Prepared data have their sources' names, which
+    files in several folders share."""
+    facts = [None if d.statistics is None else d.statistics.to_dict() for d in (one, other)]
+    return one.name == other.name and facts[0] == facts[1]
+
+
 def check_data(
     dataset: Dataset,
     judged_by: Sequence[Dataset],
@@ -30,8 +37,8 @@ def check_data(
 ) -> Diagnosis | None:
     """Prints what :func:`equizoo.data.doctor.examine` warns of; the whole diagnosis.
 
-    A set that is ``judged_by`` itself (the same name) is not looked for in itself. Raises
-    ``ValueError`` with all errors, unless ``checks`` says otherwise.
+    A set that is ``judged_by`` itself (the same name and statistics) is not looked for in itself.
+    Raises ``ValueError`` with all errors, unless ``checks`` says otherwise.
     """
     if checks is DataChecks.OFF:
         return None
@@ -40,7 +47,7 @@ def check_data(
     from equizoo.data.doctor import examine
     from equizoo.data.doctor_elements import REFERENCE_ENERGIES
 
-    others = [other for other in judged_by if other.name != dataset.name]
+    others = [other for other in judged_by if not _is_same(other, dataset)]
     diagnosis = examine(dataset, against=others, keys=keys or LabelKeys(), cutoff=cutoff)
     diagnosis = diagnosis.with_findings(more)
     # whether reference energies can be had is known by now

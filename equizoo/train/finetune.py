@@ -1,6 +1,8 @@
 """Fine-tuning: a potential's weights moved to new data, and what it forgot on the way."""
 
 import dataclasses
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,15 +35,18 @@ from equizoo.train.recipe import (
 )
 from equizoo.train.replay import BASE, Replay, nameless, two_headed
 from equizoo.train.report_page import write_report_page
+from equizoo.whole_files import written_whole
 from equizoo.zoo._base import Architecture
 
 
-def finetune_training(epochs: int = 40, learning_rate: float = 1e-3, **options: Any) -> TrainConfig:
+def finetune_training(
+    epochs: int = 40, learning_rate: float = 1e-3, stress_weight: float = 0.0, **options: Any
+) -> TrainConfig:
     """The default settings of a fine-tuning run: from-scratch ones at a tenth of the rate."""
     frozen = options.pop("frozen", ())
     return TrainConfig(
         epochs=epochs,
-        loss=LossWeights(energy=100.0, forces=10.0),
+        loss=LossWeights(energy=100.0, forces=10.0, stress=stress_weight),
         optimizer=Optimizer(
             learning_rate=learning_rate, ema_decay=0.99, warmup_steps=20, frozen=frozen
         ),
@@ -92,6 +97,7 @@ def finetune(
     name = name or f"{base.name}-finetuned"
     facts = {
         "finetune": base.name,
+        "model_sha256": base.model_sha256(),
         "data": to_dict(data),
         "training": to_dict(training),
         "old": list(old),
@@ -116,6 +122,7 @@ def finetune(
                 "from; leave them out."
             )
     _require_known_elements(base, prepared)
+    _say_if_stress_is_left_out(base, prepared, training)
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
@@ -159,8 +166,23 @@ def finetune(
     after = dict(run.metrics) | _errors(restored, remembered)
     datasets = {**prepared.parts, **remembered}
     if is_first():
+        report = json.loads((folder / "report.json").read_text("utf-8"))
+        report |= {"before": _plain(before), "after": _plain(after)}
+        with written_whole(folder / "report.json") as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
     return Finetuned(run, before, after)
+
+
+def _say_if_stress_is_left_out(base: Potential, prepared: Prepared, training: TrainConfig) -> None:
+    stages = [training.loss] + ([training.second_stage.loss] if training.second_stage else [])
+    labelled = prepared.train.report.labels.get("stress", 0)
+    if labelled and base.config.conservative and not any(loss.stress for loss in stages):
+        warnings.warn(
+            f"{labelled} structures have stress labels, which the loss does not weigh; give "
+            "stress_weight (--stress-weight) to learn them.",
+            stacklevel=3,
+        )
 
 
 def _require_known_elements(base: Potential, prepared: Prepared) -> None:
@@ -178,6 +200,10 @@ def _in_float32(model: Architecture) -> nnx.State:
     """Parameters in the precision that training runs in; converted models have more."""
     params = nnx.state(model, nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
+
+
+def _plain(errors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: dict(metrics) for name, metrics in errors.items()}
 
 
 def _errors(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, Mapping[str, Any]]:

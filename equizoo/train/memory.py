@@ -14,6 +14,7 @@ import jax
 from equizoo.train.config import WhenTooLarge
 from equizoo.zoo._base import Remat
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 SHARE = 0.9  # of what is free, that a step may take
 
 
@@ -103,14 +104,19 @@ def _available() -> int | None:
 
 
 def _control_group() -> int | None:
-    """What a container or a batch system leaves to this process; ``None``: no limit."""
+    """What a container or a batch system leaves to this process; ``None``: no limit.
+
+    Files that were read stay in memory while nobody needs it, and count as used there.
+    """
     with contextlib.suppress(OSError, ValueError):
         group = Path("/proc/self/cgroup").read_text("utf-8").strip().rpartition(":")[2]
-        folder = Path("/sys/fs/cgroup") / group.lstrip("/")
+        folder = CONTROL_GROUPS / group.lstrip("/")
         limit, used = (
             int((folder / name).read_text("utf-8")) for name in ("memory.max", "memory.current")
         )
-        return max(limit - used, 0)
+        rows = (line.split() for line in (folder / "memory.stat").read_text("utf-8").splitlines())
+        reclaimable = sum(int(row[1]) for row in rows if row[0] == "inactive_file")
+        return max(limit - used + reclaimable, 0)
     return None
 
 

@@ -230,8 +230,9 @@ class TDN(Architecture):
         self, vectors: Float[Array, "edges 3"], graph: Graph
     ) -> tuple[Float[Array, " nodes"], Float[Array, "nodes 3"]]:
         assert self.force_head is not None  # the config says that forces are direct
-        x, edges = self._features(vectors, graph, self.key)
-        forces = self.config.force_scale * self.force_head(x, edges, graph, self.key)
+        feature_key, force_key = split_keys(self.key, 2)
+        x, edges = self._features(vectors, graph, feature_key)
+        forces = self.config.force_scale * self.force_head(x, edges, graph, force_key)
         return self._energies(x, graph), forces * _has_neighbors(graph, x.dtype)[:, None]
 
     def _features(

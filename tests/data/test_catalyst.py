@@ -150,7 +150,7 @@ def test_a_part_is_the_same_as_a_part_of_the_whole():
 @real_frames
 def test_total_energies_are_not_taken_for_adsorption_energies():
     source = open_catalyst(folder("oc20_relax/lmdb/s2ef/train_100"))
-    with pytest.raises(ValueError, match="no adsorption energy.*energy-reference total"):
+    with pytest.raises(ValueError, match="no adsorption energy.*--data-energy-reference total"):
         list(source)
 
 

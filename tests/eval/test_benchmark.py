@@ -8,7 +8,6 @@ import os
 import sys
 
 import e3nn_jax as e3nn
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from equizoo.eval.benchmark_timing import (
     compile_program,
     environment,
     time_in_turns,
-    uncached,
 )
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products import auto
@@ -301,13 +299,6 @@ def test_programs_take_turns():
     assert [timing.repeats for timing in timings] == [3, 3]
     assert len(time_in_turns(runs, seconds=10.0, repeats=(3, 5))) == 2 and len(calls) == 8 + 12
     assert time_in_turns([]) == []
-
-
-def test_nothing_is_read_from_the_compile_cache():
-    before = jax.config.jax_enable_compilation_cache
-    with uncached():
-        assert not jax.config.jax_enable_compilation_cache
-    assert jax.config.jax_enable_compilation_cache == before
 
 
 def test_the_environment_is_stated():

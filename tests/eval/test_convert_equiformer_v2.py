@@ -60,6 +60,9 @@ def dump(tmp_path_factory):
 
 def test_the_command(dump, tmp_path, capsys):
     out, facts = tmp_path / "model", tmp_path / "facts.json"
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", "equiformer-v2", str(dump), "--out", str(out)])
+    assert "--energy-reference" in capsys.readouterr().err and not out.exists()
     main(
         ["convert", "equiformer-v2", str(dump), "--out", str(out), "--elements", "H", "O"]
         + ["--energy-reference", "total", "--json", str(facts)]

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from equizoo.data import load_dataset
+from equizoo.data import load_dataset, write_structures
 from equizoo.data.doctor_findings import Finding, Verdict
+from equizoo.data.prepare import prepare
 from equizoo.train.data_checks import DataChecks, check_data
 
 
@@ -40,3 +41,17 @@ def test_reported_data_may_be_the_training_data_but_not_share_frames(capsys):
     other = dataclasses.replace(data, structures=data.structures[3:5], name="held out")
     with pytest.raises(ValueError, match="2 of its 2 frames are in formamide/train too"):
         check_data(data, [other], DataChecks.REFUSE)
+
+
+def test_prepared_data_of_equal_names_are_not_taken_for_one(tmp_path, monkeypatch):
+    """Files in two folders, of one name, with a frame in both."""
+    frames, found = load_dataset("formamide/train", index=":8").structures, []
+    for folder, part in (("a", frames[:5]), ("b", frames[4:])):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        write_structures("frames.xyz", part)
+        found.append(prepare(["frames.xyz"], tmp_path / folder / "prepared"))
+    assert found[0].name == found[1].name
+    with pytest.raises(ValueError, match="1 of its 4 frames are in"):
+        check_data(found[0], [found[1]], DataChecks.REFUSE)
+    assert not check_data(found[0], [found[0]], DataChecks.REFUSE).errors

@@ -1,6 +1,7 @@
 """Memory of a step is known before the first one, and can be traded for time."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -91,3 +92,19 @@ def test_remat_is_refused_where_it_does_nothing(monkeypatch):
     optimizer = make_optimizer(Optimizer(), nnx.state(model, nnx.Param), 10)
     with pytest.raises(ValueError, match="MACE does not offer; expected one of none"):
         make_train_step(model, optimizer, LossWeights(), 0.99, Remat.LAYERS)
+
+
+def test_files_that_were_read_are_room(tmp_path, monkeypatch):
+    """They count as used by a container, which drops them when memory is asked for."""
+    own = Path("/proc/self/cgroup")
+    if not own.is_file():
+        pytest.skip("this system has no control groups")
+    group = tmp_path / own.read_text().strip().rpartition(":")[2].lstrip("/")
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(f"{8 * GB}\n")
+    (group / "memory.current").write_text(f"{7 * GB}\n")
+    (group / "memory.stat").write_text(f"anon {2 * GB}\ninactive_file {5 * GB}\nslab 0\n")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
+    assert memory._control_group() == 6 * GB
+    (group / "memory.max").write_text("max\n")
+    assert memory._control_group() is None

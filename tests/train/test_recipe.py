@@ -3,8 +3,10 @@
 import dataclasses
 import fnmatch
 import json
+import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import make_structures
@@ -18,7 +20,7 @@ from equizoo.eval.potential import load
 from equizoo.structure import EnergyReference
 from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.finetune import finetune
+from equizoo.train.finetune import finetune, finetune_training
 from equizoo.train.parameter_paths import match_paths
 from equizoo.train.recipe import (
     DataConfig,
@@ -236,6 +238,8 @@ def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
     )
     assert read == [str(new), str(test)]
     assert list(result.before) == list(result.after) == ["valid", str(test), str(data_file)]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["before"] == result.before and report["after"] == result.after
     key = "forces_rmse_meV_per_A"
     assert result.after["valid"][key] < result.before["valid"][key]
     # the constant of 7 eV per atom is gone before any weight moves
@@ -244,6 +248,38 @@ def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
     assert load(tmp_path / "run" / "model").predict(shifted[0]).energy == pytest.approx(
         result.run.potential.predict(shifted[0]).energy
     )
+
+
+def test_fine_tuning_is_not_resumed_from_another_base(trained, data_file, tmp_path):
+    """Its reference energies are the base's, so that labels would change on the way."""
+    data = DataConfig(
+        train=str(data_file), num_valid=6, reference_energies=Given({"Al": 0.0, "Cu": 0.0})
+    )
+    training = dataclasses.replace(TRAINING, epochs=1)
+    finetune(trained.potential, data, tmp_path / "run", training=training)
+    params = jax.tree.map(lambda x: 1.01 * x, nnx.state(trained.potential.model, nnx.Param))
+    other = trained.potential.with_parameters(params, trained.potential.name)
+    with pytest.raises(ValueError, match="would not continue the same run(.|\n)*model_sha256"):
+        finetune(other, data, tmp_path / "run", training=training, resume=True)
+
+
+def test_stress_labels_that_the_loss_leaves_out_are_told(trained, data_file, tmp_path):
+    structures = [
+        dataclasses.replace(s, stress=0.01 * (1 + i) * np.eye(3))
+        for i, s in enumerate(make_structures(36, seed=2)[::3])  # those that are periodic
+    ]
+    write_structures(tmp_path / "new.xyz", structures)
+    data = DataConfig(
+        train=str(tmp_path / "new.xyz"),
+        num_valid=4,
+        reference_energies=Given({"Al": 0.0, "Cu": 0.0}),
+    )
+    with pytest.warns(UserWarning, match="12 structures have stress labels.*--stress-weight"):
+        finetune(trained.potential, data, tmp_path / "run", training=finetune_training(epochs=1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*stress labels")
+        training = finetune_training(epochs=1, stress_weight=1.0)
+        finetune(trained.potential, data, tmp_path / "weighed", training=training)
 
 
 def test_frozen_layers_of_a_fine_tuned_model_are_the_base_models(trained, data_file, tmp_path):
