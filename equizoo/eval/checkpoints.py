@@ -9,10 +9,11 @@ from urllib.request import Request, urlopen
 
 from ase.data import chemical_symbols
 
+from equizoo.config import parse_json
 from equizoo.eval.convert_equiformer_v2 import convert_equiformer_v2
 from equizoo.eval.convert_mace_torch import WHY_CONSENT, convert_mace_torch
 from equizoo.eval.potential import Potential, load
-from equizoo.hub import sha256_of
+from equizoo.hub import CONFIG, sha256_of
 from equizoo.registry import MODELS, ModelEntry, cache_folder
 from equizoo.whole_files import written_whole
 
@@ -46,21 +47,13 @@ def ensure_converted(
     assert entry.checkpoint is not None
     folder = cache_folder() / "models" / entry.name
     if entry.source == "cached":
+        where = folder / CONFIG
+        config = parse_json(where.read_text("utf-8"), str(where))
+        _require_described(entry, config["atomic_numbers"], config["cutoff"])
         return folder
     require_license(entry, accept_license)
     potential = _CONVERTERS[entry.checkpoint.format](entry, trust, python)
-    found = {chemical_symbols[z] for z in potential.config.atomic_numbers}
-    if found != set(entry.elements) or abs(potential.config.cutoff - entry.cutoff) > 1e-6:
-        message = (
-            f"{entry.checkpoint.file} has cutoff {potential.config.cutoff} Å and the elements "
-            f"{' '.join(sorted(found))}; the card of {entry.name} says {entry.cutoff} Å and "
-            f"{' '.join(sorted(entry.elements))}. The card may be wrong where its publishers "
-            "state no SHA-256; or it is another file."
-        )
-        if entry.checkpoint.sha256 is None:
-            warnings.warn(message, stacklevel=2)
-        else:
-            raise ValueError(message)
+    _require_described(entry, potential.config.atomic_numbers, potential.config.cutoff)
     if entry.checkpoint.head is not None:
         potential = potential.with_head(entry.checkpoint.head)
     potential.card = MODELS.text(entry.name) if entry.name in MODELS else None
@@ -71,6 +64,24 @@ def ensure_converted(
         if entry.source != "cached":  # else another process was faster, with the same result
             raise
     return folder
+
+
+def _require_described(entry: ModelEntry, numbers: Iterable[int], cutoff: float) -> None:
+    """Whether this is what the card describes; a warning, whenever it is loaded, where nothing
+    says which of the two is wrong."""
+    assert entry.checkpoint is not None
+    found = {chemical_symbols[z] for z in numbers}
+    if found == set(entry.elements) and abs(cutoff - entry.cutoff) <= 1e-6:
+        return
+    message = (
+        f"{entry.checkpoint.file} has cutoff {cutoff} Å and the elements "
+        f"{' '.join(sorted(found))}; the card of {entry.name} says {entry.cutoff} Å and "
+        f"{' '.join(sorted(entry.elements))}. The card may be wrong where its publishers "
+        "state no SHA-256; or it is another file."
+    )
+    if entry.checkpoint.sha256 is not None:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 def _mace_torch(entry: ModelEntry, trust: bool, python: str | Path | None) -> Potential:

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import enum
 import functools
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -102,10 +103,21 @@ class ArchitectureConfig(abc.ABC):
         turned; 0 for nothing but rounding."""
         return 0.0
 
+    @property
+    def knows_charge(self) -> bool:
+        """Whether predictions depend on the charge of a structure."""
+        return False
+
     def require(self, structure: Structure) -> None:
         """Raises ``ValueError`` for a structure that the model has no meaning for, in its state
-        (charge, spin) rather than its elements; the default accepts all."""
-        return None
+        (charge, spin) rather than its elements; the default accepts all, and warns of a charge that
+        it does not know."""
+        if structure.charge and not self.knows_charge:
+            warnings.warn(
+                f"A structure has charge {structure.charge:+g} e. The model does not know charges: "
+                "its energy is that of whatever charges its training data had, mostly none.",
+                stacklevel=2,
+            )
 
     def frame(
         self,

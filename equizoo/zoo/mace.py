@@ -206,7 +206,12 @@ class MACEConfig(ArchitectureConfig):
         # radial networks of these do not vanish where their basis does
         return self.envelope_on is not EnvelopeOn.BASIS or not set(self.interactions) & _SEES_ATOMS
 
+    @property
+    def knows_charge(self) -> bool:
+        return any(feature.quantity == "charge" for feature in self.joint_embedding)
+
     def require(self, structure: Structure) -> None:
+        super().require(structure)
         for feature in self.joint_embedding:
             value, encoding = getattr(structure, feature.quantity), feature.encoding
             if isinstance(encoding, Categorical):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 
 import e3nn_jax as e3nn
 import jax
@@ -393,6 +394,13 @@ def test_charge_and_spin_matter_where_they_are_embedded():
     assert len(set(np.round(energies, 8))) == 3
     with pytest.raises(ValueError, match="charge 3; the model knows whole numbers from -2 to 2"):
         small.config.require(dataclasses.replace(structure, charge=3.0))
+    charged = dataclasses.replace(structure, charge=-1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small.config.require(charged)
+        variant("density").config.require(structure)
+    with pytest.warns(UserWarning, match="has charge -1 e. The model does not know charges"):
+        variant("density").config.require(charged)
 
 
 # ---- every tensor product ------------------------------------------------------------------------
