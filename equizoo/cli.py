@@ -1051,7 +1051,7 @@ def publish(
         _print_facts(facts | {"load": f'equizoo.load("hf-hub:{repo}@{upload.commit}")'})
 
 
-def demo(out: Path = Path("demo-output"), epochs: int = 12, json: Json = None) -> None:
+def demo(out: Path = Path("demo-output"), epochs: int = 8, json: Json = None) -> None:
     """Show the whole way in a few minutes on a CPU, offline: load, evaluate, fine-tune, simulate.
 
     Args:
