@@ -22,8 +22,10 @@ class DataChecks(enum.StrEnum):
 def _is_same(one: Dataset, other: Dataset) -> bool:
     """Whether both were read from the same place. Prepared data have their sources' names, which
     files in several folders share."""
-    facts = [None if d.statistics is None else d.statistics.to_dict() for d in (one, other)]
-    return one.name == other.name and facts[0] == facts[1]
+    if one.name != other.name:
+        return False
+    first, second = (d.statistics and d.statistics.to_dict() for d in (one, other))
+    return first == second
 
 
 def check_data(
