@@ -6,8 +6,9 @@ by the edge vectors, and the gradient of a loss of both by all parameters. V2: a
 forces against the plain formulation in JAX (``equiformer_v2_plain.py``): energies and forces, and
 the gradient of a loss by all parameters. Both have the same weights and inputs, and results are
 compared before anything is timed; V2 on the grid of new models has a row of its own. Programs take
-turns in one session, medians, float32. Then the parts of V2 and of V1, each compiled by itself,
-forward and with derivatives, with what they take of the sum of all.
+turns in one session, medians, float32. Then all parts of V1's block and of V2, each compiled by
+itself, forward and with derivatives, as shares of the whole; what they leave of it, or take more
+than it, is the remainder.
 
 ``EQUIZOO_TORCH_PYTHON=... python benchmarks/equiformer.py`` on an idle machine writes
 ``results/equiformer.csv`` and ``results/equiformer_parts.csv``; ``--smoke`` only looks that all of
@@ -24,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
 import jax
@@ -41,15 +42,22 @@ from equizoo.eval.benchmark_timing import (
     numerics,
     time_in_turns,
 )
-from equizoo.graph import Budget, Graph, batch_frames, edge_vectors, softmax_receivers
+from equizoo.graph import (
+    Budget,
+    Graph,
+    batch_frames,
+    edge_vectors,
+    gather_receivers,
+    gather_senders,
+)
 from equizoo.layers.activation import ActivationConstant
-from equizoo.layers.features import channels_of
+from equizoo.layers.features import SCALAR, channels_of, gate, with_gates
 from equizoo.layers.products import Products
-from equizoo.layers.so2 import ends_in_frames, frame_rows, sum_from_frames
+from equizoo.layers.so2 import ends_in_frames
 from equizoo.layers.sphere_grid import Grid
 from equizoo.neighbors import NeighborLimit
 from equizoo.structure import Structure
-from equizoo.zoo import equiformer
+from equizoo.zoo import equiformer, equiformer_v2
 from equizoo.zoo._base import energy_forces_stress
 from equizoo.zoo.equiformer import EquiformerConfig, EquiformerLayer
 from equizoo.zoo.equiformer_v2 import SIZES, EquiformerV2Config
@@ -159,8 +167,38 @@ def relative_tree(found, expected) -> float:
     return float(np.sqrt(sum(a for a, _ in squares) / sum(b for _, b in squares)))
 
 
-def v2_parts(options, grid: Grid) -> list[tuple[str, int, Program, Program]]:
-    """(part, how often a model has it, forward, with derivatives) of our V2."""
+class Part(NamedTuple):
+    """What the whole has ``times``; without arguments to derive by, derivatives cost nothing."""
+
+    name: str
+    times: int
+    forward: Program
+    with_derivatives: Program
+
+
+def compiled(name: str, times: int, function: Callable, arguments=(), constants=()) -> Part:
+    """Derivatives are by ``arguments``."""
+    forward = compile_program(function, arguments, constants)
+    if not arguments:
+        return Part(name, times, forward, forward)
+    return Part(name, times, forward, compile_program(function, arguments, constants, True))
+
+
+def of_module(module, call: Callable, used: Sequence[str] | None = None):
+    """``call(module, ...)`` with parameters as first argument, and those of the children ``used``.
+
+    All by default.
+    """
+
+    def chosen(path, leaf):
+        return used is None or path[0] in used
+
+    graphdef, params, rest = nnx.split(module, chosen, ...)
+    return lambda params, *values: call(nnx.merge(graphdef, params, rest), *values), params
+
+
+def v2_parts(options, grid: Grid) -> tuple[Part, list[Part]]:
+    """A V2 model with direct forces, and all its parts but embeddings and sums of features."""
     fields = SIZES["oc20_83m"] | {"num_layers": options.layers, "l_max": options.l_max}
     fields |= (SMALL_V2 if options.smoke else {}) | {"grid": grid}
     config = EquiformerV2Config(
@@ -169,81 +207,66 @@ def v2_parts(options, grid: Grid) -> list[tuple[str, int, Program, Program]]:
     )  # fmt: skip
     graph = batch_of(config, jittered_lattice(options.atoms))
     model = config.build(rngs=nnx.Rngs(0))
-    layer, blocks = model.layers[0], config.num_layers + 1  # with the head of forces
-    attention = layer.attention
+    layer, layers = model.layers[0], config.num_layers
+    attention, blocks = layer.attention, config.num_layers + 1  # with the head of forces
     vectors = edge_vectors(graph, config.cutoff)
-    rows = frame_rows(vectors, config.l_max, config.m_max)
+    edges = equiformer_v2.edges_of(config, vectors)
     rng = np.random.default_rng(0)
 
     def draw(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    edges, components, dim = rows.shape
+    count, components, dim = edges.rows.shape
     x = draw(graph.num_nodes, dim, config.channels)
-    ends = draw(edges, components, 2 * config.channels)
-    hidden = draw(edges, components, config.hidden_channels)
-    gates = draw(edges, config.hidden_channels)
-    values = draw(edges, components, config.num_heads * config.value_channels)
-    alphas = draw(edges, config.num_heads * config.alpha_channels)
-    basis = draw(edges, config.num_basis)
-    radial = draw(edges, attention.conv_1.num_weights)
+    hidden = draw(count, components, config.hidden_channels)
+    values = draw(count, components, config.num_heads * config.value_channels)
+    summed = draw(graph.num_nodes, dim, values.shape[2])
+    alphas = draw(count, config.num_heads * config.alpha_channels)
 
-    def with_params(module, call):
-        graphdef, params = nnx.split(module)
-        return lambda params, *a: call(nnx.merge(graphdef, params), *a), params
+    def part(name, times, module, call, arguments=(), constants=(), used=None):
+        """By parameters too."""
+        function, params = of_module(module, call, used)
+        return compiled(name, times, function, (params, *arguments), constants)
 
-    attention_def, attention_params = nnx.split(attention)
+    def outputs(model, graph):
+        prediction = energy_forces_stress(model, graph)
+        return prediction.energy, prediction.forces
 
-    def softmax(params, alphas, graph):
-        return softmax_receivers(nnx.merge(attention_def, params)._logits(alphas), graph)
+    def apply(module, *values):
+        return module(*values)
 
-    parts: list[tuple[str, int, Callable, tuple, tuple]] = [
-        (
-            "frames", 1,
-            lambda v: frame_rows(v, config.l_max, config.m_max), (vectors,), (),
+    whole = part("whole", 1, model, outputs, (), (graph,))
+    return whole, [
+        compiled(
+            "frames and basis", 1, lambda v: equiformer_v2.edges_of(config, v), (), (vectors,)
         ),
-        ("gather and turn", blocks, ends_in_frames, (x,), (rows, graph)),
-        (
-            "activation on the sphere", blocks,
-            *_module(attention, lambda m, h, g: m._activated(h, g), (hidden, gates), ()),
+        part("edge-degree embedding", 1, model.edge_degree, apply, (), (edges, graph)),
+        part("norms", 2 * layers + 1, layer.norm_1, apply, (x,)),
+        part("radial weights", blocks, attention.weights, apply, (), (edges.basis, graph)),
+        compiled("gather and turn", blocks, ends_in_frames, (x,), (edges.rows, graph)),
+        part(
+            "convolution 1", blocks, attention.conv_1, apply,
+            (draw(count, components, 2 * config.channels),
+             draw(count, attention.conv_1.num_weights)),
         ),
-        ("turn back and sum", blocks, sum_from_frames, (values,), (rows, graph)),
-        ("softmax", blocks, softmax, (attention_params, alphas), (graph,)),
+        compiled(
+            "activation on the sphere", blocks, lambda h, g: attention._activated(h, g),
+            (hidden, draw(count, config.hidden_channels)),
+        ),
+        part("convolution 2", blocks, attention.conv_2, apply, (hidden,)),
+        part(
+            "softmax", blocks, attention, lambda m, *rest: m._alpha(*rest), (alphas,),
+            (edges, graph), used=("norm", "dot"),
+        ),
+        compiled(
+            "weigh, turn back and sum", blocks, lambda *rest: attention._summed(*rest),
+            (values, draw(count, config.num_heads)), (edges, graph),
+        ),
+        part("linear after the sum", layers, attention.linear, apply, (summed,)),
+        part("linear of the force head", 1, model.force_head.linear, apply, (summed,)),
+        part("feed-forward", layers, layer.ffn, apply, (x,)),
+        part("energy head", 1, model.energy_head, apply, (x,)),
     ]  # fmt: skip
-    for name, count, module, call, arguments, constants in (
-        (
-            "radial weights", blocks, attention.weights,
-            lambda m, basis, graph: m(basis, graph), (), (basis, graph),
-        ),
-        (
-            "convolution 1", blocks, attention.conv_1,
-            lambda m, ends, radial: m(ends, radial), (ends, radial), (),
-        ),
-        ("convolution 2", blocks, attention.conv_2, lambda m, h: m(h), (hidden,), ()),
-        ("linear after the sum", blocks, attention.linear, lambda m, v: m(v),
-         (draw(graph.num_nodes, dim, values.shape[2]),), ()),
-        ("norms", 2 * config.num_layers + 1, layer.norm_1, lambda m, x: m(x), (x,), ()),
-        ("feed-forward", config.num_layers + 1, layer.ffn, lambda m, x: m(x), (x,), ()),
-    ):  # fmt: skip
-        function, params = with_params(module, call)
-        parts.append((name, count, function, (params, *arguments), constants))
-    return [
-        (
-            name, count, compile_program(function, arguments, constants),
-            compile_program(function, arguments, constants, backward=True),
-        )
-        for name, count, function, arguments, constants in parts
-    ]  # fmt: skip
-
-
-def _module(module, call, arguments, constants):
-    """A method of a module whose parameters it does not use, and its arguments."""
-    graphdef, params = nnx.split(module)
-    return (
-        lambda *values: call(nnx.merge(graphdef, params), *values),
-        arguments,
-        constants,
-    )
 
 
 # ---- V1
@@ -398,7 +421,8 @@ def v1_programs(options, folder: Path) -> tuple[list[dict], dict[str, Callable[[
     return rows, runs, worker
 
 
-def v1_parts(options) -> list[tuple[str, int, Program, Program]]:
+def v1_parts(options) -> tuple[Part, list[Part]]:
+    """A layer of V1 with its edges, and all its parts but sums of features."""
     config, graph, layer, x, vectors = v1_problem(options)
     attention, products = layer.attention, equiformer._products(config)
     edges = equiformer.edges_of(config, None, vectors)
@@ -410,60 +434,80 @@ def v1_parts(options) -> list[tuple[str, int, Program, Program]]:
             for ir, mul in channels_of(irreps).items()
         }
 
-    on_edges = like(config.irreps, graph.num_edges)
-    weights = jnp.asarray(
-        rng.normal(size=(graph.num_edges, products[0].num_weights)), jnp.float32
-    )  # fmt: skip
-    wide = [like(product.irreps_out, graph.num_edges) for product in products]
-    from_sender, from_receiver = (
-        nnx.split(attention.from_sender),
-        nnx.split(attention.from_receiver),
-    )
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    def ends(first, second, x, graph):
-        senders = nnx.merge(from_sender[0], first)(x)
-        receivers = nnx.merge(from_receiver[0], second)(x)
+    def part(name, times, module, call, *arguments, constants=(), used=None):
+        """By parameters too."""
+        function, params = of_module(module, call, used)
+        return compiled(name, times, function, (params, *arguments), constants)
+
+    def apply(module, *values):
+        return module(*values)
+
+    def ends(attention, x, graph):
+        senders, receivers = attention.from_sender(x), attention.from_receiver(x)
         return {
-            ir: equiformer.gather_senders(senders[ir], graph)
-            + equiformer.gather_receivers(receivers[ir], graph)
+            ir: gather_senders(senders[ir], graph) + gather_receivers(receivers[ir], graph)
             for ir in senders
         }
 
-    def module(name, count, part, *arguments):
-        graphdef, params = nnx.split(part)
-        return name, count, lambda p, *a: nnx.merge(graphdef, p)(*a), (params, *arguments), ()
+    def made_of_edges(vectors):
+        edges = equiformer.edges_of(config, None, vectors)
+        return [edges.prepared[product] for product in products], edges.basis
 
-    def product(which):
-        def apply(x, weights, harmonics):
-            return products[which](x, harmonics, weights)
+    count, heads = graph.num_edges, equiformer._heads(config)
+    wide = [like(product.irreps_out, count) for product in products]
+    weights = [draw(n, p.num_weights) for n, p in zip((count, 1), products, strict=True)]
+    prepared = [edges.prepared[product] for product in products]
+    alphas = draw(count, config.num_heads, channels_of(config.head_irreps)[SCALAR])
+    hidden = like(with_gates(config.ffn_irreps), graph.num_nodes)
 
-        return apply
+    def gated(irreps):
+        return lambda x: gate(x, irreps, config.activation)
 
-    def prepared(vectors):
-        return equiformer.edges_of(config, None, vectors).prepared[products[0]]
-
-    parts: list[tuple[str, int, Callable, tuple, tuple]] = [
-        ("edges", 1, prepared, (vectors,), ()),
-        ("linear maps of ends, gathered", 1, ends, (from_sender[1], from_receiver[1], x), (graph,)),
-        module("radial weights", 1, attention.radial, edges.basis),
-        (
-            "first product", 1, product(0), (on_edges, weights), (edges.prepared[products[0]],),
+    whole = part(
+        "whole", 1, layer,
+        lambda layer, x, vectors, graph: layer(
+            x, equiformer.edges_of(config, None, vectors), graph, None
         ),
-        module("linear maps after the first", 1, attention.to_gate, wide[0]),
-        module("scalars of attention", 1, attention.to_alpha, wide[0]),
-        (
-            "second product", 1, product(1), (on_edges, weights[:1]),
-            (edges.prepared[products[1]],),
+        x, vectors, constants=(graph,),
+    )  # fmt: skip
+    return whole, [
+        compiled("edges", 1, made_of_edges, (vectors,)),
+        part("norms", 2, layer.norm_1, apply, x),
+        part(
+            "linear maps of ends, gathered", 1, attention, ends, x, constants=(graph,),
+            used=("from_sender", "from_receiver"),
         ),
-        module("linear maps after the second", 1, attention.to_value, wide[1]),
-        module("norms", 2, layer.norm_1, x),
-    ]  # fmt: skip
-    return [
-        (
-            name, count, compile_program(function, arguments, constants),
-            compile_program(function, arguments, constants, backward=True),
-        )
-        for name, count, function, arguments, constants in parts
+        part("radial weights", 1, attention.radial, apply, edges.basis),
+        compiled(
+            "first product", 1, products[0], (like(config.irreps, count), prepared[0], weights[0])
+        ),
+        part("scalars of attention", 1, attention.to_alpha, apply, wide[0]),
+        part(
+            "softmax", 1, attention, lambda m, a, graph: m._alpha(a, edges, graph), alphas,
+            constants=(graph,), used=("dot",),
+        ),
+        part("linear maps after the first", 1, attention.to_gate, apply, wide[0]),
+        compiled(
+            "gates of messages", 1, gated(config.irreps), (like(with_gates(config.irreps), count),)
+        ),
+        compiled(
+            "second product", 1, products[1], (like(config.irreps, count), prepared[1], weights[1])
+        ),
+        part("linear maps after the second", 1, attention.to_value, apply, wide[1]),
+        compiled(
+            "weigh and sum", 1, lambda *rest: attention._summed(*rest),
+            (like(heads, count), draw(count, config.num_heads)), (graph,),
+        ),
+        part("linear maps of heads", 1, attention.linear, apply, like(heads, graph.num_nodes)),
+        part("linear map into the feed-forward", 1, layer.ffn_1, apply, x),
+        compiled("gates of the feed-forward", 1, gated(config.ffn_irreps), (hidden,)),
+        part(
+            "linear map out of the feed-forward", 1, layer.ffn_2, apply,
+            like(config.ffn_irreps, graph.num_nodes),
+        ),
     ]  # fmt: skip
 
 
@@ -484,29 +528,38 @@ def timed(rows: list[dict], runs: dict[str, Callable[[], Any]], baseline: str, o
         )
 
 
-def parts_table(architecture: str, parts, options) -> list[dict]:
-    runs = [program.run for part in parts for program in part[2:]]
+def parts_table(architecture: str, whole: Part, parts: Sequence[Part], options) -> list[dict]:
+    """Each part times how often the whole has it; the whole; and what parts leave of it."""
+    everything = [*parts, whole]
+    runs = [run for part in everything for run in (part.forward.run, part.with_derivatives.run)]
     timings = time_in_turns(
         runs, seconds=options.seconds / 10, repeats=(2, 3) if options.smoke else (5, 50)
     )
     rows = []
-    for (name, count, forward, backward), first, second in zip(
-        parts, timings[::2], timings[1::2], strict=True
-    ):
+    for part, first, second in zip(everything, timings[::2], timings[1::2], strict=True):
         rows.append(
             {
-                "architecture": architecture, "part": name, "times": count,
-                "forward_ms": round(count * first.median_ms, 3),
-                "with_derivatives_ms": round(count * second.median_ms, 3),
-                "gflops_forward": round(count * (forward.flops or 0) / 1e9, 3),
-                "gflops_with_derivatives": round(count * (backward.flops or 0) / 1e9, 3),
-                "memory_MB": round(forward.memory / 1e6, 1),
+                "part": part.name, "times": part.times,
+                "forward_ms": part.times * first.median_ms,
+                "with_derivatives_ms": part.times * second.median_ms,
+                "gflops_forward": part.times * (part.forward.flops or 0) / 1e9,
+                "gflops_with_derivatives": part.times * (part.with_derivatives.flops or 0) / 1e9,
+                "memory_MB": round(part.forward.memory / 1e6, 1),
             }
         )  # fmt: skip
-    for mode in ("forward", "with_derivatives"):
-        total = sum(row[f"{mode}_ms"] for row in rows)
-        for row in rows:
-            row[f"share_{mode}"] = round(row[f"{mode}_ms"] / total, 3)
+    *of_parts, of_whole = rows
+    measured = [key for key in of_whole if key.endswith("_ms") or key.startswith("gflops")]
+    remainder: dict = {"part": "remainder", "times": 1, "memory_MB": ""}
+    remainder |= {key: of_whole[key] - sum(row[key] for row in of_parts) for key in measured}
+    rows = [*of_parts, remainder, of_whole]
+    for row in rows:
+        for mode in ("forward", "with_derivatives"):
+            row[f"share_{mode}"] = round(row[f"{mode}_ms"] / of_whole[f"{mode}_ms"], 3)
+    rows = [
+        {"architecture": architecture}
+        | {key: round(value, 3) if key in measured else value for key, value in row.items()}
+        for row in rows
+    ]
     for row in rows:
         print(row, flush=True)
     return rows
@@ -545,14 +598,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             timed(own, runs, "e3nn", options)
             worker.close()
             rows += own
-            parts += parts_table("equiformer", v1_parts(options), options)
+            parts += parts_table("equiformer", *v1_parts(options), options)
         if "equiformer_v2" in options.architectures:
             own, programs = v2_programs(options)
             timed(own, {name: p.run for name, p in programs.items()}, "plain", options)
             rows += own
             for grid in Grid:
                 name = f"equiformer_v2, {grid} grid"
-                parts += parts_table(name, v2_parts(options, grid), options)
+                parts += parts_table(name, *v2_parts(options, grid), options)
         facts = environment()._asdict() | {"dtype": "float32", "threads": options.threads}
     write(options.out / "equiformer.csv", rows, facts)
     write(options.out / "equiformer_parts.csv", parts, facts)

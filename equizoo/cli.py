@@ -28,6 +28,10 @@ Json = Annotated[
 Elements = Annotated[
     tuple[str, ...], tyro.conf.arg(help="chemical symbols that the model must cover, e.g. H C O")
 ]
+DataReference = Annotated[
+    Annotated[EnergyReference, tyro.conf.EnumChoicesFromValues] | None,
+    tyro.conf.arg(help="what energies in OC20's databases are, whose rows do not say it"),
+]
 DType = Annotated[
     Literal["float32", "float64"], tyro.conf.arg(help="precision of the network; always printed")
 ]
@@ -280,7 +284,7 @@ def doctor(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of unread labels: found below
             return load_dataset(
-                name, keys, require=(), on_bad="skip", energy_reference=energy_reference
+                name, keys, require=(), on_bad="skip", data_energy_reference=energy_reference
             )
 
     dataset = read(data)
@@ -308,6 +312,8 @@ def prepare(
     store_neighbors: bool = False,
     frames_per_shard: int = 4096,
     energy_reference: Annotated[EnergyReference | None, tyro.conf.EnumChoicesFromValues] = None,
+    data_energy_reference: DataReference = None,
+    adsorption_references: Path | None = None,
     level_of_theory: str | None = None,
     target: Literal["frame", "relaxed"] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
@@ -335,6 +341,7 @@ def prepare(
             files, less work while training.
         frames_per_shard: frames of a source that make one file.
         energy_reference: what energies are measured against; those of OC20 are converted to it.
+        adsorption_references: oc20_ref.pkl, for converting where frames have no reference.
         level_of_theory: of all sources, where these do not say.
         target: of OC20 and OC22: a frame's own energy and forces, or the relaxed energy.
         on_bad: what to do with a faulty frame: stop, or leave it out and count it.
@@ -355,6 +362,8 @@ def prepare(
             out,
             keys=_label_keys(energy_key, forces_key, stress_key),
             energy_reference=energy_reference,
+            data_energy_reference=data_energy_reference,
+            adsorption_references=adsorption_references,
             level_of_theory=level_of_theory,
             target=None if target is None else Target(target),
             rule=NeighborRule(cutoff, limit),
@@ -449,6 +458,7 @@ def finetune(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    data_energy_reference: DataReference = None,
     data_checks: Annotated[DataChecks, tyro.conf.EnumChoicesFromValues] = DataChecks.REFUSE,
     seed: int = 0,
     resume: bool = False,
@@ -518,6 +528,7 @@ def finetune(
             split_seed=seed,
             test=test,
             keys=_label_keys(energy_key, forces_key, stress_key),
+            data_energy_reference=data_energy_reference,
             reference_energies=reference_energies,
             checks=data_checks,
         ),
@@ -572,6 +583,7 @@ def evaluate(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    data_energy_reference: DataReference = None,
     json: Json = None,
 ) -> None:
     """Errors of a model on a data set.
@@ -591,7 +603,8 @@ def evaluate(
     from equizoo.eval.potential import load
 
     use_compile_cache()
-    dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
+    keys = _label_keys(energy_key, forces_key, stress_key)
+    dataset = load_dataset(data, keys, data_energy_reference=data_energy_reference)
     potential = load(name)
     if card:
         _require_card(name, potential)
@@ -635,6 +648,7 @@ def compare(
     energy_key: str | None = None,
     forces_key: str | None = None,
     stress_key: str | None = None,
+    data_energy_reference: DataReference = None,
     json: Json = None,
 ) -> None:
     """Errors of two or more models on the same data, side by side, structure by structure.
@@ -654,7 +668,8 @@ def compare(
     from equizoo.eval.potential import load
 
     use_compile_cache()
-    dataset = load_dataset(data, _label_keys(energy_key, forces_key, stress_key))
+    keys = _label_keys(energy_key, forces_key, stress_key)
+    dataset = load_dataset(data, keys, data_energy_reference=data_energy_reference)
     potentials = {name: load(name) for name in (a, b, *also)}
     comparison = run(potentials, dataset, dtype=dtype, speed=speed, progress=json != Path("-"))
     if not _emit(comparison.to_dict(), json):
@@ -1426,7 +1441,11 @@ def _print_benchmark(result: Mapping[str, Any]) -> None:
 
 
 def _print_interrupted(out: Path) -> None:
+    from equizoo.train.run_folder import FACTS
+
     message = f"stopped and saved; continue with --out {out} --resume"
+    if not (out / FACTS).exists():
+        message = "stopped before the run began, nothing was written; give the same command again"
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from equizoo.cli import DType, Json, _emit, _escape, _print_facts
+from equizoo.cli import DataReference, DType, Json, _emit, _escape, _print_facts
 from equizoo.compile_cache import use_compile_cache
 from equizoo.eval.leaderboard_tasks import TASKS, Kind, Layout, Task
 from equizoo.structure import EnergyReference
@@ -29,10 +29,6 @@ LayoutOption = Annotated[
         help="space: order of the data, all atoms; evalai: sorted ids, free atoms (default: space "
         "for OC20, evalai for OC22)"
     ),
-]
-DataReference = Annotated[
-    Annotated[EnergyReference, tyro.conf.EnumChoicesFromValues] | None,
-    tyro.conf.arg(help="what the energies in the data are, where its rows do not say it"),
 ]
 
 
@@ -55,7 +51,13 @@ class Run:
         tuple[int, int],
         tyro.conf.arg(help="i n: only every n-th part from the i-th on, for n processes"),
     ] = (0, 1)
-    part_size: Annotated[int, tyro.conf.arg(help="systems in a part")] = 1024
+    part_size: Annotated[
+        int | None,
+        tyro.conf.arg(
+            help="systems in a part, which are lost when a run is killed in it (default: 1024; "
+            "for relaxations ten batches)"
+        ),
+    ] = None
     batch_nodes: Annotated[int, tyro.conf.arg(help="atoms in a batch, padding included")] = 512
     dtype: DType = "float32"
     json: Json = None
@@ -280,6 +282,7 @@ def _predict(task: Task, predictor, data: Path, run: Run) -> None:
 
         references = read_adsorption_references(run.references)
     parts = run.out.with_name(run.out.name + ".parts")
+    part_size = predictor.part_size if run.part_size is None else run.part_size
     total = sum(len(source) for source in sources.values())
     with _progress(total, shown=run.json != Path("-")) as advance:
         missing = predict_parts(
@@ -287,7 +290,7 @@ def _predict(task: Task, predictor, data: Path, run: Run) -> None:
             predictor,
             sources,
             parts,
-            part_size=run.part_size,
+            part_size=part_size,
             share=run.share,
             references=references,
             advance=advance,
@@ -302,7 +305,7 @@ def _predict(task: Task, predictor, data: Path, run: Run) -> None:
                 soft_wrap=True,
             )
         return
-    write_file(run.out, task, run.layout or task.layout, plan_parts(sources, parts, run.part_size))
+    write_file(run.out, task, run.layout or task.layout, plan_parts(sources, parts, part_size))
     _report(run.out, task, run.part, run.counts, run.json)
 
 

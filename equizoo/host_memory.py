@@ -15,9 +15,8 @@ def keep_freed_memory() -> bool:
     """Whether the C library now keeps what is freed, up to 2 GB, for what is allocated next.
 
     By default glibc gives each large array back to the system, and a program that runs again pays
-    for every page of it anew: energy and forces take 1.5 times as long (training steps do not, see
-    docs/from-mace.md). This holds for the whole process and
-    has to come before JAX starts its threads, so :func:`equizoo.load` calls it. Whoever has
+    for every page of it anew: energy and forces take 1.5 times as long. This holds for the whole
+    process and has to come before JAX starts its threads, so :func:`equizoo.load` calls it. Whoever has
     settings of their own for glibc (``GLIBC_TUNABLES``, ``MALLOC_...``), or sets
     ``EQUIZOO_MALLOC=system``, is left alone, as is every other C library.
     """

@@ -110,7 +110,7 @@ class Checkpoint:
     format: Literal["mace-torch", "equiformer-v2"]
     file: str  # its name, also in a folder of files fetched by hand
     address: str  # https
-    sha256: str | None  # null where the publisher states none
+    sha256: str | None  # null where nobody reports it
     terms: str | None = None  # what the user has to agree to, where that is more than a notice
     head: str | None = None  # the one that answers unless asked otherwise; null: the first
 

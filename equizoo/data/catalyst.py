@@ -1,11 +1,13 @@
 """OC20 and OC22 as released: one call for all layouts, told apart by what is there."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from equizoo.data.catalyst_aselmdb import AseLmdb
 from equizoo.data.catalyst_frames import CatalystFrame, CatalystSource, Target
 from equizoo.data.catalyst_lmdb import PyGLmdb
+from equizoo.data.catalyst_references import reference_of
 from equizoo.data.catalyst_s2ef import S2EFFolder
 from equizoo.data.catalyst_trajectories import Trajectories
 from equizoo.data.readers import Dataset, ReadReport
@@ -60,15 +62,17 @@ def read_catalyst(
     target: Target = Target.FRAME,
     data_energy_reference: EnergyReference | None = None,
     energy_reference: EnergyReference | None = None,
+    adsorption_references: Mapping[int, float] | None = None,  # [eV] by sid
     level_of_theory: str = "",
     name: str = "",
 ) -> Dataset:
     """All frames of a file or folder of OC20 or OC22 as a data set in memory.
 
     Structures have ``fixed``, ``tags``, ``sid`` and ``fid`` in ``info``. Energies are converted to
-    ``energy_reference`` if that is given; ``data_energy_reference`` is that of the file, see
-    :func:`open_catalyst`. Raises ``ValueError`` for frames without the ``target``, without what
-    converting needs, and where energies of two kinds would mix.
+    ``energy_reference`` if that is given, with ``adsorption_references`` where a frame has none of
+    its own; ``data_energy_reference`` is that of the file, see :func:`open_catalyst`. Raises
+    ``ValueError`` for frames without the ``target``, without what converting needs, whose energies
+    nobody says the reference of, and where energies of two kinds would mix.
     """
     structures: list[Structure] = []
     reference: EnergyReference | None = energy_reference
@@ -77,7 +81,7 @@ def read_catalyst(
             reference = frame.energy_reference
         elif energy_reference is None:
             require_same_reference(reference, frame.energy_reference, f"Reading {path}")
-        structures.append(labelled_frame(frame, reference, target))
+        structures.append(labelled_frame(frame, reference, target, adsorption_references))
     if reference is None:
         raise ValueError(f"{path} holds no frames; expected at least one.")
     labels = {
@@ -90,12 +94,22 @@ def read_catalyst(
     return Dataset(tuple(structures), reference, level_of_theory, {}, report, named)
 
 
-def labelled_frame(frame: CatalystFrame, reference: EnergyReference, target: Target) -> Structure:
+def labelled_frame(
+    frame: CatalystFrame,
+    reference: EnergyReference,
+    target: Target,
+    adsorption_references: Mapping[int, float] | None = None,  # [eV] by sid
+) -> Structure:
     """What a model is to learn of a frame, its energy against ``reference``.
 
-    Raises ``ValueError`` for a frame without the target, and without what converting needs.
+    Raises ``ValueError`` for a frame without the target, without what converting needs, and one
+    whose energy reference is not stated.
     """
-    frame = frame.in_reference(reference)
+    require_stated_reference(frame)
+    known = None
+    if adsorption_references is not None and reference != frame.energy_reference:
+        known = frame.reference or reference_of(adsorption_references, frame.sid)
+    frame = frame.in_reference(reference, known)
     relaxed = target is Target.RELAXED
     structure = frame.to_direct_target() if relaxed else frame.to_structure()
     if structure.energy is None:
@@ -103,6 +117,17 @@ def labelled_frame(frame: CatalystFrame, reference: EnergyReference, target: Tar
             f"Structure {frame.structure.name} has no energy; test splits are not for training."
         )
     return structure
+
+
+def require_stated_reference(frame: CatalystFrame) -> None:
+    """Raises ``ValueError`` where neither the file nor who reads it says what energies are."""
+    if not frame.reference_stated:
+        raise ValueError(
+            f"Structure {frame.structure.name}: its file does not say what its energies are "
+            "measured against, and learning the wrong ones goes unnoticed. Say it: "
+            "data_energy_reference (--data-energy-reference) adsorption for OC20's databases as "
+            "released, total for DFT energies as they are."
+        )
 
 
 def _existing(path: Path) -> Path:

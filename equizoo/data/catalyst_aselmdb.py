@@ -34,7 +34,7 @@ class AseLmdb(CatalystSource):
 
     def __init__(self, path: Path, energy_reference: EnergyReference | None = None):
         self.path = path
-        self._reference = energy_reference or EnergyReference.TOTAL
+        self._declared = energy_reference
         paths = sorted(path.glob("*.aselmdb")) if path.is_dir() else [path]
         if not paths:
             raise ValueError(f"{path} holds no *.aselmdb; expected ASE-LMDB files.")
@@ -83,7 +83,8 @@ class AseLmdb(CatalystSource):
             sid=system_number(carried.get("sid"), where),
             fid=None if fid is None else frame_number(fid, where),
             fixed=_fixed(row.get("constraints") or (), len(numbers), where),
-            energy_reference=self._reference,
+            energy_reference=self._declared or EnergyReference.TOTAL,
+            reference_stated=self._declared is not None,
             tags=None if tags is None else np.asarray(tags, np.int64),
             relaxed_energy=None if (y := carried.get("y_relaxed")) is None else float(y),
             relaxed_positions=None if relaxed is None else np.asarray(relaxed, np.float64),

@@ -33,8 +33,9 @@ class CatalystFrame:
     """A surface with adsorbates, its labels as they stand in the file, and what OC20 says of it.
 
     For initial structures (IS2RE, IS2RS) ``relaxed_energy`` and ``relaxed_positions`` are the
-    targets; energies all have ``energy_reference``. ``reference`` is the energy of the clean
-    surface and the gas-phase molecules, total energy = adsorption energy + reference.
+    targets; energies all have ``energy_reference``, which is assumed, not known, unless
+    ``reference_stated``. ``reference`` is the energy of the clean surface and the gas-phase
+    molecules, total energy = adsorption energy + reference.
 
     Raises ``ValueError`` for an "adsorption energy" beyond 100 eV: it is a total energy.
     """
@@ -48,6 +49,7 @@ class CatalystFrame:
     reference: float | None = None  # [eV]
     relaxed_energy: float | None = None  # [eV]
     relaxed_positions: Float[np.ndarray, "nodes 3"] | None = None  # [Å]
+    reference_stated: bool = True  # by the file, or by whoever opened it
 
     def __post_init__(self):
         nodes = self.structure.num_nodes
@@ -65,7 +67,8 @@ class CatalystFrame:
                         f"Structure {self.structure.name} has the energy {energy:.3f} eV, which is "
                         "no adsorption energy. If the file holds total energies, open it with "
                         "open_catalyst(..., energy_reference=EnergyReference.TOTAL); equizoo "
-                        "leaderboard takes --data-energy-reference total."
+                        "prepare and leaderboard take --data-energy-reference total, a recipe "
+                        'says "data_energy_reference": "total".'
                     )
 
     @property

@@ -102,17 +102,22 @@ class PyGLmdb(CatalystSource):
             fid=None if row.get("fid") is None else frame_number(_item(row["fid"]), where),
             fixed=_required(row, "fixed", where).reshape(-1) != 0,
             energy_reference=self._reference(row, where),
+            reference_stated=self._declared is not None or _is_oc22(row),
             tags=None if tags is None else np.asarray(tags, np.int64).reshape(-1),
             relaxed_energy=_number(row, ("y_relaxed",)),
             relaxed_positions=None if relaxed is None else _vectors(relaxed),
         )
 
     def _reference(self, row: Mapping[str, Any], where: str) -> EnergyReference:
-        if not _item(row.get("oc22", 0)):
+        if not _is_oc22(row):
             return self._declared or EnergyReference.ADSORPTION
         if self._declared is not None:
             require_same_reference(EnergyReference.TOTAL, self._declared, f"Reading {where} (OC22)")
         return EnergyReference.TOTAL
+
+
+def _is_oc22(row: Mapping[str, Any]) -> bool:
+    return bool(_item(row.get("oc22", 0)))
 
 
 def _length(file: LmdbFile) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 
 from equizoo.data.catalyst import is_catalyst, read_catalyst
 from equizoo.data.catalyst_frames import Target
+from equizoo.data.catalyst_references import read_adsorption_references
 from equizoo.data.frames import DAMAGE, OPENERS
 from equizoo.data.prepared import is_prepared, open_prepared, selection
 from equizoo.data.readers import (
@@ -81,6 +82,8 @@ def load_dataset(
     index: str | int | slice = ":",
     require: tuple[str, ...] | None = None,
     energy_reference: EnergyReference | None = None,
+    data_energy_reference: EnergyReference | None = None,
+    adsorption_references: str | os.PathLike | None = None,
     level_of_theory: str | None = None,
     isolated_atoms: str | os.PathLike | Mapping[int, float] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
@@ -91,21 +94,35 @@ def load_dataset(
     A pattern such as ``rmd17/*_train_01`` is all sets whose names match, one after the other; they
     must be of one level of theory and one energy reference. What a registered set knows of itself
     (keys, level of theory, energy reference, isolated atoms) is the default; for a file see
-    :func:`equizoo.data.read_structures`. A folder or database of OC20 or OC22 is read whole, its
-    energies converted to ``energy_reference``, and labelled by ``target``. A folder made by
-    ``equizoo prepare`` is not read but opened: its frames stay on the disk. Raises ``ValueError``
-    for an unknown name, content other than that registered, and an energy reference or level of
-    theory that contradicts the registered one; ``ConnectionError`` when a download fails.
+    :func:`equizoo.data.read_structures`. A folder or database of OC20 or OC22 is read whole and
+    labelled by ``target``. Its energies are converted to ``energy_reference``, by the file
+    ``adsorption_references`` (``oc20_ref.pkl``) where a frame has no reference of its own;
+    ``data_energy_reference`` says what they are where the file does not. A folder made by
+    ``equizoo prepare`` is not read but opened: its frames stay on the disk.
+
+    Raises ``ValueError`` for an unknown name, content other than that registered, an energy
+    reference or level of theory that contradicts the registered one, and a database of OC20 whose
+    energy reference nobody states; ``ConnectionError`` when a download fails.
     """
     if names := _matching(str(name_or_path)):
         options: dict[str, Any] = dict(index=index, require=require, on_bad=on_bad)
         options |= dict(energy_reference=energy_reference, level_of_theory=level_of_theory)
         options |= dict(isolated_atoms=isolated_atoms, target=target)
+        options |= dict(data_energy_reference=data_energy_reference)
+        options |= dict(adsorption_references=adsorption_references)
         return join([load_dataset(name, keys, **options) for name in names], str(name_or_path))
-    source, path = _located(name_or_path, energy_reference, level_of_theory)
+    source, path = _located(
+        name_or_path,
+        energy_reference,
+        data_energy_reference,
+        adsorption_references,
+        level_of_theory,
+    )
     if is_prepared(path):
         given = dict(keys=keys, isolated_atoms=isolated_atoms, target=target)
-        return _prepared(path, given, index, require, energy_reference, level_of_theory)
+        given |= dict(adsorption_references=adsorption_references)
+        stated = energy_reference, data_energy_reference
+        return _prepared(path, given, index, require, stated, level_of_theory)
     if is_catalyst(path):
         if keys is not None or index != ":" or isolated_atoms is not None:
             raise ValueError(
@@ -115,8 +132,13 @@ def load_dataset(
         return read_catalyst(
             path,
             target=source.target if target is None else target,
-            data_energy_reference=source.energy_reference if source.name in DATASETS else None,
+            data_energy_reference=source.energy_reference
+            if source.name in DATASETS
+            else data_energy_reference,
             energy_reference=energy_reference,
+            adsorption_references=None
+            if adsorption_references is None
+            else read_adsorption_references(Path(adsorption_references).expanduser()),
             level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
             name=source.name,
         )
@@ -125,7 +147,10 @@ def load_dataset(
         source.keys if keys is None else keys,
         index=index,
         require=source.require if require is None else require,
-        energy_reference=energy_reference or source.energy_reference,
+        energy_reference=_of_plain(
+            path, energy_reference, data_energy_reference, adsorption_references
+        )
+        or source.energy_reference,
         level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
         isolated_atoms=_isolated_atoms(source) if isolated_atoms is None else isolated_atoms,
         on_bad=on_bad,
@@ -136,6 +161,8 @@ def load_dataset(
 def _located(
     name_or_path: str | os.PathLike,
     energy_reference: EnergyReference | None,
+    data_energy_reference: EnergyReference | None,
+    adsorption_references: str | os.PathLike | None,
     level_of_theory: str | None,
 ) -> tuple[DataSource, Path]:
     """What is known of a registered set or of a file, and where it is."""
@@ -145,11 +172,29 @@ def _located(
             raise UnknownName("data set", str(name_or_path), DATASETS, " It is no file either.")
         return DataSource(str(path), "", "", "", "", "", require=("energy",)), path
     path = find_file(source)
-    if energy_reference is not None:
+    if energy_reference is not None and adsorption_references is None:
         require_same_reference(energy_reference, source.energy_reference, source.name)
+    if data_energy_reference is not None:
+        require_same_reference(data_energy_reference, source.energy_reference, source.name)
     if level_of_theory not in (None, source.level_of_theory):
         raise ValueError(f"{source.name} is {source.level_of_theory!r}, not {level_of_theory!r}.")
     return source, path
+
+
+def _of_plain(
+    path: Path,
+    energy_reference: EnergyReference | None,
+    data_energy_reference: EnergyReference | None,
+    adsorption_references: str | os.PathLike | None,
+) -> EnergyReference | None:
+    """What the energies of a file are said to be; only those of OC20 and OC22 can be converted."""
+    stated = data_energy_reference or energy_reference
+    if adsorption_references is not None or (energy_reference or stated) != stated:
+        raise ValueError(
+            f"{path} is no data of OC20 or OC22, whose energies alone can be converted; leave out "
+            "adsorption_references, and say by energy_reference what its energies are."
+        )
+    return stated
 
 
 def _isolated_atoms(source: DataSource) -> Mapping[int, float] | None:  # [eV]
@@ -163,7 +208,7 @@ def _prepared(
     given: Mapping[str, Any],
     index: str | int | slice,
     require: tuple[str, ...] | None,
-    energy_reference: EnergyReference | None,
+    stated: tuple[EnergyReference | None, ...],
     level_of_theory: str | None,
 ) -> Dataset:
     """A prepared folder, of which nothing can be chosen anew but frames."""
@@ -173,8 +218,10 @@ def _prepared(
             "chosen any more. Leave it out here, and give it to `equizoo prepare`."
         )
     dataset = open_prepared(folder)
-    if energy_reference is not None:
-        require_same_reference(energy_reference, dataset.energy_reference, str(folder))
+    for energy_reference in stated:
+        require_same_reference(
+            energy_reference or dataset.energy_reference, dataset.energy_reference, str(folder)
+        )
     if level_of_theory not in (None, dataset.level_of_theory):
         raise ValueError(f"{folder} is {dataset.level_of_theory!r}, not {level_of_theory!r}.")
     if absent := [label for label in require or () if not dataset.report.labels.get(label)]:
@@ -199,6 +246,7 @@ class Origin:
     keys: LabelKeys
     require: tuple[str, ...]
     energy_reference: EnergyReference | None  # None: that of its frames
+    references: Path | None  # adsorption references of systems, for converting
     converted_to: EnergyReference | None  # of data of OC20 and OC22; None: as it is
     level_of_theory: str
     isolated_atoms: Mapping[int, float]  # [eV] known beside its frames
@@ -210,6 +258,8 @@ def find_origins(
     keys: LabelKeys | None = None,
     *,
     energy_reference: EnergyReference | None = None,
+    data_energy_reference: EnergyReference | None = None,
+    adsorption_references: str | os.PathLike | None = None,
     level_of_theory: str | None = None,
     target: Target | None = None,
 ) -> list[Origin]:
@@ -218,10 +268,17 @@ def find_origins(
     Arguments and errors as of :func:`load_dataset`; a folder of ``*.h5`` is each of these.
     """
     options: dict[str, Any] = dict(energy_reference=energy_reference, target=target)
-    options |= dict(level_of_theory=level_of_theory)
+    options |= dict(level_of_theory=level_of_theory, data_energy_reference=data_energy_reference)
+    options |= dict(adsorption_references=adsorption_references)
     if names := _matching(str(name_or_path)):
         return [origin for name in names for origin in find_origins(name, keys, **options)]
-    source, path = _located(name_or_path, energy_reference, level_of_theory)
+    source, path = _located(
+        name_or_path,
+        energy_reference,
+        data_energy_reference,
+        adsorption_references,
+        level_of_theory,
+    )
     if is_prepared(path):
         raise ValueError(f"{path} is prepared already; give the files it was made of.")
     if path.is_dir() and (files := sorted([*path.glob("*.h5"), *path.glob("*.hdf5")], key=_order)):
@@ -230,15 +287,22 @@ def find_origins(
     catalyst = is_catalyst(path)
     if catalyst and keys is not None:
         raise ValueError(f"{path} is data of OC20 or OC22, read by its own keys; leave out keys.")
-    # rows of OC20 and OC22 may say; a registered name does
-    stated = source.energy_reference if named else None
+    references = None
+    if catalyst:  # rows of OC20 and OC22 may say; a registered name does
+        stated = source.energy_reference if named else data_energy_reference
+        if adsorption_references is not None:
+            references = Path(adsorption_references).expanduser().resolve()
+    else:
+        given = energy_reference, data_energy_reference, adsorption_references
+        stated = _of_plain(path, *given) or source.energy_reference
     return [
         Origin(
             name=source.name,
             path=path,
             keys=source.keys if keys is None else keys,
             require=source.require,
-            energy_reference=stated if catalyst else energy_reference or source.energy_reference,
+            energy_reference=stated,
+            references=references,
             converted_to=energy_reference if catalyst else None,
             level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
             isolated_atoms=_isolated_atoms(source) or {},

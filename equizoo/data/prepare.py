@@ -22,8 +22,14 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from equizoo.config import format_json, parse_json
-from equizoo.data.catalyst import is_catalyst, labelled_frame, open_catalyst
+from equizoo.data.catalyst import (
+    is_catalyst,
+    labelled_frame,
+    open_catalyst,
+    require_stated_reference,
+)
 from equizoo.data.catalyst_frames import Target
+from equizoo.data.catalyst_references import read_adsorption_references
 from equizoo.data.datasets import Origin, find_origins
 from equizoo.data.frames import iter_frames
 from equizoo.data.prepared import (
@@ -77,6 +83,8 @@ def prepare(
     *,
     keys: LabelKeys | None = None,
     energy_reference: EnergyReference | None = None,
+    data_energy_reference: EnergyReference | None = None,
+    adsorption_references: str | os.PathLike | None = None,
     level_of_theory: str | None = None,
     target: Target | None = None,
     rule: NeighborRule = WITHIN_5A,
@@ -111,6 +119,8 @@ def prepare(
             source,
             keys,
             energy_reference=energy_reference,
+            data_energy_reference=data_energy_reference,
+            adsorption_references=adsorption_references,
             level_of_theory=level_of_theory,
             target=target,
         )
@@ -162,8 +172,11 @@ def _described(origin: Origin) -> dict[str, Any]:
     """The origin as plain values, with what tells whether its files have changed."""
     files = sorted(origin.path.rglob("*")) if origin.path.is_dir() else [origin.path]
     stats = [file.stat() for file in files if file.is_file()]
+    fields = dataclasses.asdict(origin)
+    if (references := fields.pop("references")) is not None:
+        fields |= {"references": str(references), "references_sha256": sha256_of_file(references)}
     return {
-        **dataclasses.asdict(origin),
+        **fields,
         "path": str(origin.path.resolve()),
         "isolated_atoms": _by_symbol(origin.isolated_atoms),
         "num_bytes": sum(status.st_size for status in stats),
@@ -172,8 +185,9 @@ def _described(origin: Origin) -> dict[str, Any]:
 
 
 def _origin(described: Mapping[str, Any]) -> Origin:
-    fields = {k: v for k, v in described.items() if k not in ("num_bytes", "changed_ns")}
-    references = {
+    beside = ("num_bytes", "changed_ns", "references_sha256")
+    fields = {k: v for k, v in described.items() if k not in beside}
+    energy_references = {
         key: None if (value := fields[key]) is None else EnergyReference(value)
         for key in ("energy_reference", "converted_to")
     }
@@ -181,8 +195,9 @@ def _origin(described: Mapping[str, Any]) -> Origin:
     return Origin(
         **{
             **fields,
-            **references,
+            **energy_references,
             "path": Path(fields["path"]),
+            "references": Path(fields["references"]) if "references" in fields else None,
             "keys": LabelKeys(**fields["keys"]),
             "require": tuple(fields["require"]),
             "isolated_atoms": isolated,
@@ -194,7 +209,8 @@ def _origin(described: Mapping[str, Any]) -> Origin:
 def _first_look(origin: Origin) -> None:
     """Raises for labels under other names before hours are spent on reading without them."""
     if is_catalyst(origin.path):
-        open_catalyst(origin.path, origin.energy_reference)
+        for first in open_catalyst(origin.path, origin.energy_reference).frames(stop=1):
+            require_stated_reference(first)
         return
     labelling = Labelling(origin.keys, "skip")
     frames = [make() for make in itertools.islice(iter_frames(origin.path), FIRST_LOOK)]
@@ -314,10 +330,14 @@ def _parts(
     size = settings["frames_per_shard"]
     if is_catalyst(origin.path):
         source = open_catalyst(origin.path, origin.energy_reference)
+        references = None
+        if origin.references is not None:
+            references = read_adsorption_references(origin.references)
         for part, start in enumerate(range(0, len(source), size)):
             if wanted(part):
                 stop = min(start + size, len(source))
-                yield part, _catalyst_part(origin, source.frames(start, stop), settings["on_bad"])
+                frames_of_part = source.frames(start, stop)
+                yield part, _catalyst_part(origin, frames_of_part, references, settings["on_bad"])
         return
     frames = iter_frames(origin.path)
     for part in itertools.count():
@@ -344,7 +364,12 @@ def _outcome(labelling: Labelling, origin: Origin) -> dict[str, Any]:
     }
 
 
-def _catalyst_part(origin: Origin, frames: Iterator[Any], on_bad: str) -> _PartOfSource:
+def _catalyst_part(
+    origin: Origin,
+    frames: Iterator[Any],
+    references: Mapping[int, float] | None,  # [eV] by sid
+    on_bad: str,
+) -> _PartOfSource:
     counts: dict[str, Any] = {"frames": 0, "left_out": {}}
     labels = dict.fromkeys(LABELS, 0)
     reference: EnergyReference | None = origin.converted_to
@@ -358,7 +383,7 @@ def _catalyst_part(origin: Origin, frames: Iterator[Any], on_bad: str) -> _PartO
             elif origin.converted_to is None:
                 require_same_reference(reference, frame.energy_reference, f"Reading {origin.path}")
             try:
-                structure = labelled_frame(frame, reference, origin.target)
+                structure = labelled_frame(frame, reference, origin.target, references)
             except ValueError as error:
                 if on_bad == "raise":
                     raise

@@ -8,12 +8,14 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float, Int
 
+from equizoo.data.catalyst_references import read_linear_reference
 from equizoo.data.readers import Dataset
 from equizoo.data.statistics import Triangle
 from equizoo.registry import UnknownName
@@ -243,6 +245,19 @@ class Given(ReferenceEnergies):
         known = {atomic_numbers[symbol]: energy for symbol, energy in self.energies.items()}
         require_elements(known, dataset.elements, dataset.name or "the data")
         return {z: known[z] for z in dataset.elements}
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearReference(ReferenceEnergies):
+    """Published coefficients, of total energies; see :func:`read_linear_reference`."""
+
+    file: str  # such as oc22_linfit_coeffs.npz
+
+    def resolve(self, dataset, base=None):
+        require_same_reference(
+            dataset.energy_reference, EnergyReference.TOTAL, "Subtracting a linear reference"
+        )
+        return read_linear_reference(Path(self.file).expanduser(), dataset.elements)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from equizoo.data.readers import Dataset
-from equizoo.eval.evaluate import Evaluation, evaluate
-from equizoo.eval.potential import Potential
+from equizoo.eval.evaluate import evaluate
+from equizoo.eval.potential import Potential, Result
 from equizoo.eval.speed import measure_speed
+from equizoo.structure import Structure
 
 _FACTS = ("architecture", "tensor_product", "parameters", "cutoff_A", "level_of_theory")
 _ERRORS = (
@@ -84,10 +85,14 @@ def compare(
             f"A comparison of {', '.join(potentials) or 'nothing'}: expected two or more different "
             "models."
         )
-    evaluations: dict[str, Evaluation] = {}
+    metrics: dict[str, dict[str, Any]] = {}
+    errors = {name: _ByStructure([], []) for name in potentials}
     facts: dict[str, dict[str, Any]] = {}
     for name, potential in potentials.items():
-        evaluations[name] = evaluate(potential, dataset, dtype=dtype, progress=progress)
+        evaluation = evaluate(
+            potential, dataset, dtype=dtype, progress=progress, observe=errors[name].add
+        )
+        metrics[name] = dict(evaluation.metrics)
         described = potential.describe()
         product = getattr(potential.config, "tensor_product", None)
         described["tensor_product"] = "" if product is None else product.registry.name_of(product)
@@ -107,30 +112,30 @@ def compare(
         dataset=dataset.name,
         dtype=dtype,
         facts=facts,
-        metrics={name: dict(evaluation.metrics) for name, evaluation in evaluations.items()},
-        differences={
-            name: _differences(evaluations[first], evaluations[name], dataset) for name in others
-        },
+        metrics=metrics,
+        differences={name: _differences(errors[first], errors[name]) for name in others},
         notes=tuple(notes),
     )
 
 
-def _differences(one: Evaluation, other: Evaluation, dataset: Dataset) -> dict[str, Any]:
-    found = {}
-    if len(one.energy_per_atom):
-        pairs = [1e3 * np.abs(e.energy_per_atom @ [1.0, -1.0]) for e in (one, other)]
-        found["energy_meV_per_atom"] = _paired(*pairs)
-    if len(one.forces):
-        labelled = (s for s in dataset.structures if s.forces is not None)
-        counts = [3 * int(np.sum(s.free)) for s in labelled]  # those that evaluate keeps
-        sizes = [count for count in counts if count]
-        starts = np.cumsum([0, *sizes[:-1]])
-        means = [
-            1e3 * np.add.reduceat(np.abs(e.forces @ [1.0, -1.0]), starts) / sizes
-            for e in (one, other)
-        ]
-        found["forces_meV_per_A"] = _paired(*means)
-    return found
+class _ByStructure(NamedTuple):
+    """Mean absolute errors of single structures, of those that have the label."""
+
+    energy: list[float]  # [meV/atom]
+    forces: list[float]  # [meV/Å] over free atoms, as in Metrics
+
+    def add(self, structure: Structure, result: Result) -> None:
+        if structure.energy is not None:
+            error = abs(result.energy - structure.energy)
+            self.energy.append(1e3 * error / structure.num_nodes)
+        if structure.forces is not None and structure.free.any():
+            errors = np.abs(result.forces - structure.forces)[structure.free]
+            self.forces.append(1e3 * float(errors.mean(dtype=np.float64)))
+
+
+def _differences(one: _ByStructure, other: _ByStructure) -> dict[str, Any]:
+    pairs = zip(_PAIRED, one, other, strict=True)
+    return {key: _paired(np.array(a), np.array(b)) for (key, _), a, b in pairs if a}
 
 
 def _paired(

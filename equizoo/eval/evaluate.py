@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,19 @@ from jaxtyping import Float
 
 from equizoo.data.readers import Dataset
 from equizoo.eval.metrics import Metrics
-from equizoo.eval.potential import BATCH_NODES, Potential
+from equizoo.eval.potential import BATCH_NODES, Potential, Result
+from equizoo.structure import Structure
 
+PARITY_POINTS = 200_000  # of each quantity that parity plots have; of more a sample
 SAMPLE = 32  # frames of a large data set whose errors are kept apart, to be computed again quickly
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Errors of one potential on one data set, and the numbers behind them for parity plots."""
+    """Errors of one potential on one data set, and numbers behind them for parity plots.
+
+    Errors are over all labels; of more than :data:`PARITY_POINTS` numbers a random sample is kept.
+    """
 
     model: str
     dataset: str
@@ -45,8 +50,12 @@ def evaluate(
     dtype: str = "float32",
     batch_nodes: int = BATCH_NODES,
     progress: bool = False,
+    observe: Callable[[Structure, Result], None] | None = None,
 ) -> Evaluation:
     """Errors over the labels that the data set has, from predictions in ``dtype``.
+
+    What it holds in memory does not grow with the data set. ``observe`` is given every structure
+    with its prediction, in order.
 
     Raises ``ValueError`` when model and data measure energies against different references, when
     no structure has any label, and as :meth:`Potential.predict` does.
@@ -59,7 +68,7 @@ def evaluate(
         )
     every = math.ceil(len(dataset) / SAMPLE)
     sample = Metrics(potential.energy_reference, dataset.energy_reference)
-    pairs: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    points = {kind: PointSample(PARITY_POINTS) for kind in ("energy", "forces", "stress")}
     stream = potential.predict_stream(
         dataset.structures, dtype=dtype, batch_nodes=batch_nodes, progress=progress
     )
@@ -67,14 +76,16 @@ def evaluate(
         metrics.add(structure, result)
         if index % every == 0:
             sample.add(structure, result)
-        for kind, values in pairs.items():
+        if observe is not None:
+            observe(structure, result)
+        for kind, kept in points.items():
             label, predicted = getattr(structure, kind), getattr(result, kind)
             if kind == "forces" and label is not None:
                 label, predicted = label[structure.free], predicted[structure.free]
             if label is not None and predicted is not None:
                 per = structure.num_nodes if kind == "energy" else 1
-                values.append(np.stack([np.ravel(label), np.ravel(predicted)], axis=1) / per)
-    energy, forces, stress = (np.concatenate([np.zeros((0, 2)), *v]) for v in pairs.values())
+                kept.add(np.stack([np.ravel(label), np.ravel(predicted)], axis=1) / per)
+    energy, forces, stress = (kept.points for kept in points.values())
     return Evaluation(
         model=potential.name,
         dataset=dataset.name,
@@ -86,6 +97,36 @@ def evaluate(
         forces=forces,
         stress=stress,
     )
+
+
+class PointSample:
+    """Points in the order they came; of more than ``most`` a uniform random sample of ``most``."""
+
+    def __init__(self, most: int, seed: int = 0):
+        self._most, self._random = most, np.random.default_rng(seed)
+        self._held = 0
+        self._points: list[np.ndarray] = []
+        self._draws: list[np.ndarray] = []  # a number of each; the smallest stay
+
+    def add(self, points: Float[np.ndarray, "points 2"]) -> None:
+        self._points.append(points)
+        self._draws.append(self._random.random(len(points)))
+        self._held += len(points)
+        if self._held > 2 * self._most:
+            self._thin()
+
+    @property
+    def points(self) -> Float[np.ndarray, "points 2"]:
+        self._thin()
+        return self._points[0]
+
+    def _thin(self) -> None:
+        points = np.concatenate([np.zeros((0, 2)), *self._points])
+        draws = np.concatenate([np.zeros(0), *self._draws])
+        if len(points) > self._most:
+            kept = np.sort(np.argpartition(draws, self._most)[: self._most])
+            points, draws = points[kept], draws[kept]
+        self._points, self._draws, self._held = [points], [draws], len(points)
 
 
 def _has_labels(structure) -> bool:

@@ -45,6 +45,11 @@ class Predictor(abc.ABC):
     def facts(self) -> Mapping[str, Any]:
         """All that outcomes depend on beside the weights, JSON-able."""
 
+    @property
+    @abc.abstractmethod
+    def part_size(self) -> int:
+        """Systems in a part unless told otherwise; those of one part are lost with a killed run."""
+
     @abc.abstractmethod
     def prepare(self, frames: Sequence[CatalystFrame]) -> None:
         """Chooses shapes of batches that suit ``frames``."""
@@ -71,6 +76,10 @@ class SinglePoint(Predictor):
     @property
     def facts(self) -> Mapping[str, Any]:
         return {"by": "single points", "dtype": self.dtype, "batch_nodes": self.batch_nodes}
+
+    @property
+    def part_size(self) -> int:
+        return 1024
 
     def prepare(self, frames: Sequence[CatalystFrame]) -> None:
         structures = [frame.structure for frame in frames]
@@ -135,7 +144,7 @@ def predict_parts(
     sources: Mapping[str, CatalystSource],
     folder: Path,
     *,
-    part_size: int = 1024,
+    part_size: int | None = None,  # None: the predictor's
     share: tuple[int, int] = (0, 1),
     references: Mapping[int, float] | None = None,  # [eV] by sid
     advance: Callable[[int], None] = lambda systems: None,
@@ -152,6 +161,7 @@ def predict_parts(
     index, count = share
     if not 0 <= index < count:
         raise ValueError(f"share is {index} of {count}, expected 0 <= index < count.")
+    part_size = predictor.part_size if part_size is None else part_size
     to_task = _conversion(task, predictor.potential.energy_reference, references)
     open_run_folder(folder, _facts(task, predictor, sources, part_size, references))
     parts = plan_parts(sources, folder, part_size)

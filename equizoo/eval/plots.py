@@ -97,7 +97,7 @@ def errors_by_element(metrics: Mapping[str, Mapping[str, Any]], path: str | Path
     ``metrics`` are those of evaluations, by data set. Raises ``ValueError`` when none has forces.
     """
     errors = {
-        where: found[_BY_ELEMENT]
+        where: found[BY_ELEMENT]
         for where, found in metrics.items()
         if found.get("num_force_components")
     }
@@ -123,7 +123,12 @@ def errors_by_element(metrics: Mapping[str, Mapping[str, Any]], path: str | Path
         return _save(figure, path)
 
 
-_BY_ELEMENT = "forces_rmse_meV_per_A_by_element"
+BY_ELEMENT = "forces_rmse_meV_per_A_by_element"
+_COUNTS = {
+    "energy_per_atom": "num_energies",
+    "forces": "num_force_components",
+    "stress": "num_stress_components",
+}
 # Attribute of an evaluation, title, unit of the axes, and the metric's key and unit.
 _PARITY = (
     ("energy_per_atom", "Energy per atom", "eV/atom", ("energy_{}_meV_per_atom", "meV/atom")),
@@ -203,7 +208,9 @@ def _parity_panel(
         return
     key, error_unit = error
     errors = ((name, evaluation.metrics[key.format(name.lower())]) for name in ("MAE", "RMSE"))
-    ax.set_title(title)
+    total = evaluation.metrics.get(_COUNTS[kind], len(points))
+    shown = f", {len(points):,} of {total:,}" if total > len(points) else ""
+    ax.set_title(f"{title}{shown}")
     _draw_parity(figure, ax, points, unit)
     _note(ax, "\n".join(f"{name} {_digits(value)} {error_unit}" for name, value in errors))
 

@@ -1,7 +1,7 @@
 """Clebsch-Gordan product as models use it: the harmonics become matrices before features enter."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import e3nn_jax as e3nn
@@ -223,12 +223,13 @@ class SymmetricPower(BoundPower):
 
     .. math:: z_{l m} = \sum_{\nu=1}^{N} \sum_k w^{(\nu)}_{l k} B^{(\nu)}_{l k m}(x)
 
-    The weights are contracted with the coefficients first, once per block. A cubic monomial of
-    parity ``p`` is a component of parity ``p`` times a pair of like parity, so each irrep of the
-    result is one product of a matrix ``[dim_out * factors, pairs]`` with the pairs and one sum over
-    factors. A quartic one is an even pair times a pair of parity ``p``, treated likewise.
-    Components are picked by products with constant 0/1 matrices: under XLA on CPU this
-    and its derivatives run several times faster than slicing and broadcasting.
+    The weights are contracted with the coefficients first, once per block. Every monomial up to
+    order three is a feature of even parity (one, a component, a product of two) times a factor: an
+    odd component for an odd result; one, or an even component, for an even one. So all irreps are
+    one product of a matrix ``[dim_out * factors, features]`` with the features and one sum over
+    factors. A quartic monomial is an even pair times a pair of the result's parity, treated
+    likewise. Pairs are whole outer products, and sums over factors products with constant 0/1
+    matrices: under XLA on CPU these and their derivatives are faster than slicing and broadcasting.
 
     Reference: Batatia et al. 2022, https://arxiv.org/abs/2206.07697, eq. 10 (the redundant form).
     """
@@ -250,28 +251,58 @@ class SymmetricPower(BoundPower):
                 f"No polynomial of '{irreps_in}' up to order {order} is '{irreps_out}'."
             )
         parities = np.repeat([ir.p for _, ir in irreps_in], [ir.dim for _, ir in irreps_in])
-        pairs = monomials(irreps_in.dim, 2)
-        pair_parities = parities[pairs].prod(axis=1)
-        self._factors = {p: np.flatnonzero(parities == p) for p in (1, -1)}
-        self._pairs = {p: pairs[pair_parities == p] for p in (1, -1)}
-        self._coefficients = {key: self._arrange(*key) for key in self.weight_slices}
+        even, odd = (np.flatnonzero(parities == p).tolist() for p in (1, -1))
+        singles: list[Monomial] = [(), *((i,) for i in even)]
+        self._factors: dict[int, list[Monomial]] = {1: singles, -1: [(i,) for i in odd]}
+        outer = [(i, j) for part in (even, odd) for i in part for j in part] if order > 1 else []
+        # of a pair that is there twice, the first
+        self._features: dict[Monomial, int] = {}
+        for place, monomial in enumerate([*singles, *outer]):
+            self._features.setdefault(_sorted(monomial), place)
+        self._num_features = len(singles) + len(outer)
+        self._coefficients = [self._arrange(index) for index in range(len(irreps_out))]
+        if order == 4:
+            pairs = monomials(irreps_in.dim, 2)
+            pair_parities = parities[pairs].prod(axis=1)
+            self._pairs = {p: pairs[pair_parities == p] for p in (1, -1)}
+            self._quartic = [self._arrange_quartic(index) for index in range(len(irreps_out))]
 
-    def _arrange(self, index: int, nu: int) -> Float[np.ndarray, "weights rows features"]:
-        """Basis coefficients as matrices on the features of order ``min(nu, 2)``."""
+    def _arrange(self, index: int) -> Float[np.ndarray, "weights rows features"]:
+        """Coefficients of the orders to three of an irrep, by factor and feature."""
         ir = self.irreps_out[index].ir
-        basis = symmetric_basis(self.irreps_in, ir, nu)
-        if nu == 1:
-            return basis
-        place = {tuple(monomial): c for c, monomial in enumerate(monomials(self.irreps_in.dim, nu))}
-        if nu == 2:
-            return basis[:, :, [place[tuple(pair)] for pair in self._pairs[ir.p]]]
-        factors = self._factors[ir.p][:, None] if nu == 3 else self._pairs[1]
-        pairs = self._pairs[1 if nu == 3 else ir.p]
+        factors, parts = self._factors[ir.p], []
+        for nu in range(1, min(self.order, 3) + 1):
+            basis = symmetric_basis(self.irreps_in, ir, nu)
+            arranged = np.zeros((len(basis), ir.dim, len(factors), self._num_features))
+            for c, monomial in enumerate(monomials(self.irreps_in.dim, nu)):
+                if basis[:, :, c].any():
+                    factor, feature = self._divided(monomial.tolist(), factors)
+                    arranged[:, :, factor, feature] = basis[:, :, c]
+            parts.append(arranged.reshape(len(basis), ir.dim * len(factors), self._num_features))
+        return np.concatenate(parts)
+
+    def _divided(self, monomial: list[int], factors: Sequence["Monomial"]) -> tuple[int, int]:
+        """The first factor of the monomial that leaves a feature, and that feature's place."""
+        for place, factor in enumerate(factors):
+            rest = list(monomial)
+            for component in factor:
+                if component in rest:
+                    rest.remove(component)
+            if len(rest) == len(monomial) - len(factor) and tuple(rest) in self._features:
+                return place, self._features[tuple(rest)]
+        raise AssertionError(f"{monomial} is not a factor times a feature.")
+
+    def _arrange_quartic(self, index: int) -> Float[np.ndarray, "weights rows pairs"]:
+        """Coefficients of order four, by even pair and pair of the irrep's parity."""
+        ir = self.irreps_out[index].ir
+        basis = symmetric_basis(self.irreps_in, ir, 4)
+        place = {tuple(monomial): c for c, monomial in enumerate(monomials(self.irreps_in.dim, 4))}
+        factors, pairs = self._pairs[1], self._pairs[ir.p]
         arranged = np.zeros((len(basis), ir.dim, len(factors), len(pairs)))
         for f, factor in enumerate(factors):
             for c, pair in enumerate(pairs):
                 # a monomial that can be split in several ways is put in the first place only
-                column = place.pop(tuple(sorted((*factor, *pair))), None)
+                column = place.pop(_sorted((*factor, *pair)), None)
                 if column is not None:
                     arranged[:, :, f, c] = basis[:, :, column]
         return arranged.reshape(len(basis), ir.dim * len(factors), len(pairs))
@@ -284,35 +315,86 @@ class SymmetricPower(BoundPower):
         blocks, nodes, dim_in, channels = x.shape
         x = jnp.transpose(x, (0, 3, 2, 1)).reshape(blocks * channels, dim_in, nodes)
         weights = jnp.transpose(weights, (0, 2, 1)).reshape(blocks * channels, -1)
-        pairs = {
-            p: _pick(pairs[:, 0], x) * _pick(pairs[:, 1], x)
-            for p, pairs in self._pairs.items()
-            if self.order > 1 and (p == 1 or any(ir.p == -1 for _, ir in self.irreps_out))
-        }
-        results = []
-        for index, (_, ir) in enumerate(self.irreps_out):
-            result = jnp.zeros((blocks * channels, ir.dim, nodes), x.dtype)
-            for nu in range(1, self.order + 1):
-                coefficients = self._coefficients[index, nu]
-                if coefficients.size == 0:
-                    continue
-                rows, features = coefficients.shape[1:]
-                flat = jnp.asarray(coefficients.reshape(len(coefficients), -1), x.dtype)
-                matrix = _applied(weights[:, self.weight_slices[index, nu]], flat)
-                matrix = matrix.reshape(-1, rows, features)
-                if nu < 3:
-                    result += _applied(matrix, x if nu == 1 else pairs[ir.p])
-                else:
-                    if nu == 3:
-                        factors = _pick(np.tile(self._factors[ir.p], ir.dim), x)
-                    else:
-                        factors = jnp.tile(pairs[1], (1, ir.dim, 1))
-                    summed = np.repeat(np.eye(ir.dim), rows // ir.dim, axis=1)
-                    products = _applied(matrix, pairs[1 if nu == 3 else ir.p])
-                    result += _applied(_constant(summed, x), products * factors)
-            results.append(result)
+        one = jnp.ones((len(x), 1, nodes), x.dtype)
+        pieces = list(zip(_split(x, self.irreps_in), self.irreps_in, strict=True))
+        empty = [x[:, :0]]  # where all irreps have the same parity
+        even, odd = (
+            jnp.concatenate([piece for piece, (_, ir) in pieces if ir.p == p] or empty, axis=1)
+            for p in (1, -1)
+        )
+        factors = {1: jnp.concatenate([one, even], axis=1), -1: odd}
+        pairs = [_outer(even), _outer(odd)] if self.order > 1 else []
+        features = jnp.concatenate([factors[1], *pairs], axis=1)
+        matrices = [
+            self._folded(index, 1, min(self.order, 3), coefficients, weights)
+            for index, coefficients in enumerate(self._coefficients)
+        ]
+        products = jax.lax.split(
+            _applied(jnp.concatenate(matrices, axis=1), features),
+            [matrix.shape[1] for matrix in matrices],
+            axis=1,
+        )
+        results = [
+            _sum_factors(product, factors[ir.p], ir.dim)
+            for product, (_, ir) in zip(products, self.irreps_out, strict=True)
+        ]
+        if self.order == 4:
+            results = [r + q for r, q in zip(results, self._quartics(x, weights), strict=True)]
         result = jnp.concatenate(results, axis=1).reshape(blocks, channels, -1, nodes)
         return jnp.transpose(result, (0, 3, 2, 1))
+
+    def _folded(
+        self,
+        index: int,
+        first: int,
+        last: int,
+        coefficients: Float[np.ndarray, "weights rows features"],
+        weights: Float[Array, "batch num_weights"],
+    ) -> Float[Array, "batch rows features"]:
+        """The weights of orders ``first`` to ``last`` of an irrep times their coefficients."""
+        mine = slice(self.weight_slices[index, first].start, self.weight_slices[index, last].stop)
+        flat = jnp.asarray(coefficients.reshape(len(coefficients), -1), weights.dtype)
+        return _applied(weights[:, mine], flat).reshape(len(weights), *coefficients.shape[1:])
+
+    def _quartics(
+        self, x: Float[Array, "batch dim nodes"], weights: Float[Array, "batch num_weights"]
+    ) -> list[Float[Array, "batch dim nodes"]]:
+        pairs = {
+            p: _pick(pairs[:, 0], x) * _pick(pairs[:, 1], x) for p, pairs in self._pairs.items()
+        }
+        return [
+            _sum_factors(
+                _applied(self._folded(index, 4, 4, self._quartic[index], weights), pairs[ir.p]),
+                pairs[1],
+                ir.dim,
+            )
+            for index, (_, ir) in enumerate(self.irreps_out)
+        ]
+
+
+Monomial = tuple[int, ...]  # indices of components, ascending
+
+
+def _sorted(components: Iterable[int]) -> Monomial:
+    return tuple(sorted(int(component) for component in components))
+
+
+def _outer(x: Float[Array, "batch dim nodes"]) -> Float[Array, "batch pairs nodes"]:
+    """All products of two components."""
+    batch, dim, nodes = x.shape
+    return (x[:, :, None] * x[:, None]).reshape(batch, dim * dim, nodes)
+
+
+def _sum_factors(
+    products: Float[Array, "batch rows nodes"],
+    factors: Float[Array, "batch factors nodes"],
+    dim: int,
+) -> Float[Array, "batch dim nodes"]:
+    """The sum over factors of rows ``[dim, factors]`` times their factor."""
+    batch, number, nodes = factors.shape
+    terms = products.reshape(batch, dim, number, nodes) * factors[:, None]
+    summed = _constant(np.repeat(np.eye(dim), number, axis=1), products)
+    return _applied(summed, terms.reshape(products.shape))
 
 
 def _pick(

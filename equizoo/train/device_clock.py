@@ -36,9 +36,11 @@ class DeviceClock:
         return end.result()
 
     def row(self, structures: int) -> dict[str, float]:
-        """Figures since the last call, in which so many structures were in steps."""
+        """Figures since the last call, in which so many structures were in steps; none of none."""
         self.pause()
         total = self.busy + self.idle
+        if not total:
+            return {}
         row = {"idle_share": self.idle / total, "structures_per_s": structures / total}
         self.busy, self.idle = 0.0, 0.0
         return row

@@ -1,7 +1,6 @@
 """Fine-tuning: a potential's weights moved to new data, and what it forgot on the way."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,26 +15,25 @@ from flax import nnx
 from equizoo.config import to_dict
 from equizoo.data.datasets import load_dataset
 from equizoo.data.pipeline import THREADS, Reading
-from equizoo.data.readers import Dataset
+from equizoo.data.reference_energies import FromModel
 from equizoo.eval.doctor import ModelFacts, compare_with_model
-from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference, symbols
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.hosts import is_first, on_first
+from equizoo.train.hosts import on_first, stoppable
 from equizoo.train.progress import BOARDS, Board
 from equizoo.train.recipe import (
+    Baseline,
     DataConfig,
     Prepared,
     RunResult,
+    errors_on,
     examine_run,
-    open_run_folder,
     prepare_data,
     run_fit,
 )
-from equizoo.train.replay import BASE, Replay, nameless, two_headed
-from equizoo.train.report_page import write_report_page
-from equizoo.whole_files import written_whole
+from equizoo.train.replay import BASE, LabelsFrom, Replay, nameless, two_headed
+from equizoo.train.run_folder import FRAMES, data_facts, open_run_folder, require_usable
 from equizoo.zoo._base import Architecture
 
 
@@ -63,6 +61,7 @@ class Finetuned:
     after: Mapping[str, Mapping[str, Any]]  # fine-tuned model, same data sets
 
 
+@stoppable
 def finetune(
     base: Potential,
     data: DataConfig,
@@ -77,7 +76,7 @@ def finetune(
     reading: Reading = THREADS,
     boards: Sequence[Board] = BOARDS,
 ) -> Finetuned | None:
-    """Continues training ``base`` on new data; ``None`` when stopped by SIGTERM.
+    """Continues training ``base`` on new data; ``None`` when stopped by SIGTERM (resume later).
 
     With ``replay`` the model gets a second head, which goes on with base data meanwhile; the first
     answers, unless the other is asked for (``potential.with_head("base")``). Both are saved.
@@ -85,14 +84,17 @@ def finetune(
     ``{"Si": "C"}``; see :meth:`Potential.with_new_elements`.
 
     Reference energies are resolved first (by default the base model's, refitted to the new data's
-    level of theory), so weights need not learn a constant. Errors of the base model on the new data
-    are measured with the new reference energies; on ``old`` data each model uses its own.
+    level of theory), so weights need not learn a constant. Elements that no frame to train on has
+    keep the base model's, which is warned of. Errors of the base model on the new data are measured
+    with the new reference energies; on ``old`` data each model uses its own.
 
     Raises ``ValueError`` when the data's energy reference is not the model's, the data have
-    elements that the model lacks or none of the new ones, and when the doctor finds errors in them
-    (unless ``data.checks`` says otherwise).
+    elements that the model lacks or none of the new ones, when the doctor finds errors in them
+    (unless ``data.checks`` says otherwise), and for the folder as
+    :func:`equizoo.train.recipe.train` does.
     """
     folder = Path(folder)
+    on_first(lambda: require_usable(folder, resume))
     training = training or finetune_training()
     name = name or f"{base.name}-finetuned"
     facts = {
@@ -124,28 +126,43 @@ def finetune(
     _require_known_elements(base, prepared)
     _say_if_stress_is_left_out(base, prepared, training)
     require_same_reference(base.energy_reference, prepared.train.energy_reference, "Fine-tuning")
+    _say_which_energies_stay(prepared, data)
     e0 = data.reference_energies.resolve(prepared.train, base)
     rebased = base.with_reference_energies(
         dict(base.reference_energies) | e0, prepared.train.level_of_theory
     )
+
+    # Of another level of theory for new elements, since their own are not known at the base's.
+    original = base.with_reference_energies(
+        dict(rebased.reference_energies) | dict(known.reference_energies), known.level_of_theory
+    )
+    start = rebased
+    if replay is not None:
+        start = two_headed(original, rebased)
+        prepared = dataclasses.replace(prepared, replayed=replay.frames(original))
 
     def begin() -> None:
         if not resume:
             facts_of_model = ModelFacts.of(base)
             unsuited = compare_with_model(prepared.train, facts_of_model)
             examine_run(prepared, data, facts_of_model.cutoff, unsuited)
-        open_run_folder(folder, facts, resume)
+        parts = {"train": prepared.train, "valid": prepared.valid}
+        replayed = {} if prepared.replayed is None else {"replayed": prepared.replayed}
+        if replay is not None and replay.labels is LabelsFrom.DATA:
+            frames = data_facts(parts | replayed)
+        else:  # labels that a model gives differ in the last digits between machines
+            frames = data_facts(parts, replayed)
+        open_run_folder(folder, facts | {FRAMES: frames}, resume)
 
     on_first(begin)
-    before = _errors(rebased, prepared.reported) | _errors(known, remembered)
-    # Of another level of theory for new elements, since their own are not known at the base's.
-    base = base.with_reference_energies(
-        dict(rebased.reference_energies) | dict(known.reference_energies), known.level_of_theory
-    )
-    start = rebased
-    if replay is not None:
-        start = two_headed(base, rebased)
-        prepared = dataclasses.replace(prepared, replayed=replay.frames(base))
+    before = errors_on(rebased, prepared.reported) | errors_on(known, remembered)
+
+    def on_remembered(tuned: Potential) -> Potential:
+        """At the base model's level of theory."""
+        if replay is not None:
+            return tuned.with_head(BASE)
+        return tuned.with_reference_energies(original.reference_energies, original.level_of_theory)
+
     run = run_fit(
         start.with_parameters(_in_float32(start.model), name),
         prepared,
@@ -153,25 +170,23 @@ def finetune(
         folder,
         reading,
         boards,
+        Baseline(before, remembered, on_remembered),
     )
-    if run is None:
-        return None
-    # old data are at the base model's level of theory
-    if replay is None:
-        restored = run.potential.with_reference_energies(
-            base.reference_energies, base.level_of_theory
-        )
-    else:
-        restored = run.potential.with_head(BASE)
-    after = dict(run.metrics) | _errors(restored, remembered)
-    datasets = {**prepared.parts, **remembered}
-    if is_first():
-        report = json.loads((folder / "report.json").read_text("utf-8"))
-        report |= {"before": _plain(before), "after": _plain(after)}
-        with written_whole(folder / "report.json") as partial:
-            partial.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        write_report_page(folder, name, run.fitted, datasets, {"before": before, "after": after})
-    return Finetuned(run, before, after)
+    return None if run is None else Finetuned(run, before, run.metrics)
+
+
+def _say_which_energies_stay(prepared: Prepared, data: DataConfig) -> None:
+    """Of elements in other data than those to train on, unless all are to stay."""
+    if isinstance(data.reference_energies, FromModel):
+        return
+    for part, dataset in prepared.reported.items():
+        if unseen := sorted(set(dataset.elements) - set(prepared.train.elements)):
+            warnings.warn(
+                f"{symbols(unseen)}: in {part} data, but in no frame to train on. Their reference "
+                "energies stay the base model's, so energies there are off by what its level of "
+                "theory differs from the data's.",
+                stacklevel=4,
+            )
 
 
 def _say_if_stress_is_left_out(base: Potential, prepared: Prepared, training: TrainConfig) -> None:
@@ -181,7 +196,7 @@ def _say_if_stress_is_left_out(base: Potential, prepared: Prepared, training: Tr
         warnings.warn(
             f"{labelled} structures have stress labels, which the loss does not weigh; give "
             "stress_weight (--stress-weight) to learn them.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -200,11 +215,3 @@ def _in_float32(model: Architecture) -> nnx.State:
     """Parameters in the precision that training runs in; converted models have more."""
     params = nnx.state(model, nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32)), params)
-
-
-def _plain(errors: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: dict(metrics) for name, metrics in errors.items()}
-
-
-def _errors(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, Mapping[str, Any]]:
-    return {name: evaluate(potential, dataset).metrics for name, dataset in datasets.items()}

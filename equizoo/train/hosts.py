@@ -4,16 +4,21 @@ Every process runs the same program on its own devices and reads its own part of
 process is the first of one; then nothing here communicates.
 """
 
+import contextlib
+import functools
 import json
 import re
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PLACE = re.compile(r"(?P<index>\d+)/(?P<number>\d+)@(?P<address>\S+:\d+)")
 
@@ -72,24 +77,62 @@ def on_first(action: Callable[[], Any]) -> None:
 class Termination:
     """Notes a SIGTERM instead of dying of it, so that the step in progress can be saved.
 
+    A second one ends the process at once. Either is heard when a compilation in progress is over.
     Of several processes one may get it: all then stop after the same step.
     """
 
     def __enter__(self) -> "Termination":
-        self._noted = False
+        self.noted = False  # by this process, if it is alone
         self._alone = jax.process_count() == 1
-        self._handles = self._alone and threading.current_thread() is threading.main_thread()
-        if self._handles:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._handling = _on_sigterm(self._note)
+        self._handling.__enter__()
         return self
 
-    def _note(self, *_: Any) -> None:
-        self._noted = True
+    def _note(self) -> None:
+        if self.noted:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        self.noted = True
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step; every process asks after every one."""
-        return self._noted if self._alone else multihost_utils.reached_preemption_sync_point(step)
+        return self.noted if self._alone else multihost_utils.reached_preemption_sync_point(step)
 
-    def __exit__(self, *_: Any) -> None:
-        if self._handles:
-            signal.signal(signal.SIGTERM, self._previous)
+    def __exit__(self, *error: Any) -> None:
+        self._handling.__exit__(*error)
+
+
+class _Stopped(BaseException):
+    """No ``Exception``, so that nobody takes it for an error and goes on."""
+
+
+def stoppable(function: Callable[P, T]) -> Callable[P, T | None]:
+    """The function, with ``None`` for a result where SIGTERM comes before its end.
+
+    It is left where it is, except within a :class:`Termination`: what it writes must be whole at
+    any time. Of several processes, or in another thread than the main one, nothing is handled.
+    """
+
+    def stop() -> None:
+        raise _Stopped
+
+    @functools.wraps(function)
+    def stopped_or_done(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        with contextlib.suppress(_Stopped), _on_sigterm(stop):
+            return function(*args, **kwargs)
+        return None
+
+    return stopped_or_done
+
+
+@contextlib.contextmanager
+def _on_sigterm(action: Callable[[], None]) -> Iterator[None]:
+    """Within it the signal has this effect, for a process alone, in its main thread."""
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

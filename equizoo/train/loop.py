@@ -1,5 +1,6 @@
 """The training loop: epochs of steps, validation, best and last checkpoints, exact resumption."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -52,7 +53,7 @@ from equizoo.train.step import (
 )
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Remat
 
-_MOST_SKIPPED = 20  # steps
+_MOST_SKIPPED = 20  # steps: in a row, or those of one structure
 _NAMED = 5  # structures
 _HOSTS = "hosts"  # of a checkpoint's items, one entry of each
 
@@ -71,10 +72,12 @@ class Progress:
     error_sums: list[list[float]] = dataclasses.field(  # likewise, the rows of ErrorSums
         default_factory=lambda: np.zeros((len(ErrorSums._fields), 3)).tolist()
     )
-    skipped_steps: int = 0  # loss or gradient not finite
+    skipped_steps: int = 0  # loss or gradient not finite, in the whole run
+    skipped_in_a_row: int = 0  # of them those since the last good step
     suspects: dict[str, int] = dataclasses.field(default_factory=dict)  # see _note_suspects
     nodes: int = 0  # in the batches of the current epoch, without padding
     edges: int = 0
+    epochs: int = 0  # that have their row in the log, and their validation
     seconds: float = 0.0  # spent training, all sessions of the run together
 
 
@@ -106,7 +109,11 @@ def fit(
 
     ``folder`` receives checkpoints, ``metrics.jsonl`` and what ``boards`` write. A folder with a
     checkpoint in it is resumed: batches and losses that follow are those of an uninterrupted run,
-    bit for bit on one device. SIGTERM saves and returns with ``finished=False``.
+    bit for bit on one device. SIGTERM, at any time, saves and returns with ``finished=False``.
+
+    A step whose loss or gradient is not finite changes nothing. Raises ``FloatingPointError`` after
+    more than twenty of them in a row, and, at the end of an epoch, for a structure that was in more
+    than twenty of them and in no good step since.
     """
     _require_able(model, config)
     share = Share(jax.process_index(), jax.process_count())
@@ -132,99 +139,118 @@ def fit(
         )
         for weights in _stages(config)
     }
-    valid_batches = _ValidationBatches(valid, packing, reading, share)
 
-    state = replicated(mesh, init_state(model, optimizer, form))
-    corruptor = make_corruptor(model.config, config)
-    stream = training_stream(train, packing, config.seed, corruptor, reading=reading, share=share)
-    progress = Progress()
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if (restored := checkpoints.restore("last", state)) is not None:
-        state, data, meta = restored
-        stream.set_state(_own(data))
-        progress = Progress(**_own(meta))
-    first_step = int(state.step)
-    if first_step < total_steps:
-        weights = _loss_at(config, first_step / total_steps)
-        step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh, model.remats)
-    log = RunLog(folder, first_step, title, boards) if is_first() else NoLog()
-    clock = DeviceClock()
-    live = LiveProgress(total_steps, first_step, title, quiet=not is_first())
-    started = time.monotonic() - progress.seconds
+    with contextlib.ExitStack() as closing:
+        termination = closing.enter_context(Termination())
+        valid_batches = _ValidationBatches(valid, packing, reading, share)
+        state = replicated(mesh, init_state(model, optimizer, form))
+        corruptor = make_corruptor(model.config, config)
+        stream = training_stream(
+            train, packing, config.seed, corruptor, reading=reading, share=share
+        )
+        closing.callback(stream.close)
+        progress = Progress()
+        checkpoints = Checkpoints(folder / "checkpoints")
+        closing.callback(checkpoints.close)
+        if (restored := checkpoints.restore("last", state)) is not None:
+            state, data, meta = restored
+            stream.set_state(_own(data))
+            progress = Progress(**_own(meta))
+        step = first_step = int(state.step)
+        if first_step < total_steps:
+            weights = _loss_at(config, first_step / total_steps)
+            step_of[weights] = _fitting(step_of[weights], state, stream, config, mesh, model.remats)
+        # the row of an epoch whose validation is still to come is written anew
+        logged = first_step - _epoch_is_due(first_step, steps_per_epoch, progress)
+        log = RunLog(folder, logged, title, boards) if is_first() else NoLog()
+        closing.callback(log.close)
+        live = LiveProgress(total_steps, first_step, title, quiet=not is_first())
+        closing.callback(live.close)
+        clock = DeviceClock()
+        closing.callback(clock.close)
+        started = time.monotonic() - progress.seconds
+        structures = 0
 
-    def save(kind: str) -> None:
-        progress.seconds = time.monotonic() - started
-        data, meta = gathered(stream.get_state()), gathered(dataclasses.asdict(progress))
-        checkpoints.save(kind, state, {_HOSTS: data}, {_HOSTS: meta})
+        def save(kind: str) -> None:
+            progress.seconds = time.monotonic() - started
+            data, meta = gathered(stream.get_state()), gathered(dataclasses.asdict(progress))
+            checkpoints.save(kind, state, {_HOSTS: data}, {_HOSTS: meta})
 
-    finished = True
-    step, structures = first_step, 0
-    try:
-        with Termination() as termination:
-            while step < total_steps and not _is_over(config, step, steps_per_epoch, progress):
-                weights = _loss_at(config, step / total_steps)
-                batches, frames = [], []
-                for _ in parts:
-                    batches.append(next(stream))
-                    frames += stream.frames
-                scale = replicated(mesh, np.float32(progress.scale))
-                batch = _on_devices(batches, mesh)
-                asked = time.monotonic()
-                state, report = step_of[weights](state, *batch, scale)
-                clock.step(asked, report)
-                step += 1
-                if step < total_steps:
-                    stream.peek()  # made while the device is busy
-                _accumulate(progress, report, frames)
-                structures += len(frames)
-                live.advance(len(frames))
-                if step % steps_per_epoch == 0:
-                    epoch = step // steps_per_epoch
-                    row = {
-                        "epoch": epoch,
-                        "step": step,
-                        "learning_rate": progress.scale * float(schedule(step)),
-                    }
-                    row |= _train_row(progress)
-                    row |= _padding(progress, packing.budget, steps_per_epoch * config.microbatches)
-                    row |= clock.row(sum(gathered(structures)))
-                    structures = 0
-                    _begin_epoch(progress)
-                    if epoch % config.validate_every == 0 or step == total_steps:
-                        averages = of_one_device(state.ema)
-                        found = [validate(averages, *batch) for batch in valid_batches]
-                        sums = jax.device_get(found)
-                        errors = _errors(_total([errors for errors, _ in sums], ErrorSums, 3))
-                        row |= _prefixed("valid", error_entries(errors))
-                        parts_of_loss = _total([terms for _, terms in sums], LossSums, 2)
-                        objective = _objective(parts_of_loss, _stages(config)[-1])
-                        row["valid_objective"] = objective
-                        _update_plateau(progress, objective, config)
-                        if objective < progress.best:
-                            progress.best, progress.best_epoch = objective, epoch
-                            save("best")
-                    row["seconds"] = round(time.monotonic() - started, 1)
-                    if (peak := peak_memory()) is not None:
-                        row["peak_memory_GB"] = round(peak / 1e9, 3)
-                    if "valid_objective" in row:
-                        live.report(row)
-                    log.write(row)
-                stopping = termination.after(step)
-                if step % config.checkpoint_every == 0 or stopping:
-                    clock.pause()
-                    save("last")
-                if stopping:
-                    finished = False
-                    break
-            if finished:
+        def end_epoch() -> bool:
+            """Validates and writes the row; false, with nothing changed, when told to stop."""
+            nonlocal structures
+            _require_no_spoiler(progress)
+            epoch = step // steps_per_epoch
+            row = {
+                "epoch": epoch,
+                "step": step,
+                "learning_rate": progress.scale * float(schedule(step)),
+            }
+            row |= _train_row(progress)
+            row |= _padding(progress, packing.budget, steps_per_epoch * config.microbatches)
+            clock.pause()
+            sums = None
+            if epoch % config.validate_every == 0 or step == total_steps:
+                averages = of_one_device(state.ema)
+                runs = (validate(averages, *batch) for batch in valid_batches)
+                sums = _one_ahead(itertools.takewhile(lambda _: not termination.noted, runs))
+                if termination.noted:
+                    return False
+            row |= clock.row(sum(gathered(structures)))
+            structures = 0
+            _begin_epoch(progress)
+            progress.epochs = epoch
+            if sums is not None:
+                errors = _errors(_total([errors for errors, _ in sums], ErrorSums, 3))
+                row |= _prefixed("valid", error_entries(errors))
+                parts_of_loss = _total([terms for _, terms in sums], LossSums, 2)
+                objective = _objective(parts_of_loss, _stages(config)[-1])
+                row["valid_objective"] = objective
+                _update_plateau(progress, objective, config)
+                if objective < progress.best:
+                    progress.best, progress.best_epoch = objective, epoch
+                    save("best")
+            row["seconds"] = round(time.monotonic() - started, 1)
+            if (peak := peak_memory()) is not None:
+                row["peak_memory_GB"] = round(peak / 1e9, 3)
+            if sums is not None:
+                live.report(row)
+            log.write(row)
+            return True
+
+        stopping = termination.noted
+        if not stopping and _epoch_is_due(step, steps_per_epoch, progress):
+            stopping = not end_epoch()
+        while (
+            not stopping
+            and step < total_steps
+            and not _is_over(config, step, steps_per_epoch, progress)
+        ):
+            weights = _loss_at(config, step / total_steps)
+            batches, frames = [], []
+            for _ in parts:
+                batches.append(next(stream))
+                frames += stream.frames
+            scale = replicated(mesh, np.float32(progress.scale))
+            batch = _on_devices(batches, mesh)
+            asked = time.monotonic()
+            state, report = step_of[weights](state, *batch, scale)
+            clock.step(asked, report)
+            step += 1
+            if step < total_steps:
+                stream.peek()  # made while the device is busy
+            _accumulate(progress, report, frames)
+            structures += len(frames)
+            live.advance(len(frames))
+            due = _epoch_is_due(step, steps_per_epoch, progress)
+            stopping = (due and not end_epoch()) or termination.after(step)
+            if step % config.checkpoint_every == 0 or stopping:
+                clock.pause()
                 save("last")
+        if not stopping:
+            save("last")
         best = checkpoints.restore("best", state)
-    finally:
-        stream.close()
-        clock.close()
-        live.close()
-        log.close()
-        checkpoints.close()
+        finished = not stopping and not termination.noted
     trained = state.ema if best is None else best[0].ema
     return Fitted(
         params=form.weights(of_one_device(trained)),
@@ -335,6 +361,22 @@ def _loss_at(config: TrainConfig, fraction: float) -> LossWeights:
     return config.loss if stage is None or fraction < stage.start else stage.loss
 
 
+def _epoch_is_due(step: int, steps_per_epoch: int, progress: Progress) -> bool:
+    """Whether an epoch is over that has no row in the log yet."""
+    return step % steps_per_epoch == 0 and step // steps_per_epoch > progress.epochs
+
+
+def _one_ahead(runs: Iterator[Any]) -> list[Any]:
+    """Results on the host; the device has one more to do while each is waited for, and no more, so
+    that a signal is heard between them."""
+    found, running = [], None
+    for run in runs:
+        if running is not None:
+            found.append(jax.device_get(running))
+        running = run
+    return found if running is None else [*found, jax.device_get(running)]
+
+
 def _is_over(config: TrainConfig, step: int, steps_per_epoch: int, progress: Progress) -> bool:
     """Whether a validation found that the errors have not fallen for long enough."""
     epoch, within = divmod(step, steps_per_epoch)
@@ -351,15 +393,29 @@ def _accumulate(progress: Progress, report: StepReport, frames: Sequence[Frame])
     _note_suspects(progress, frames, finite)
     if not finite:
         progress.skipped_steps += 1
-        if progress.skipped_steps > _MOST_SKIPPED:
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row > _MOST_SKIPPED:
             raise FloatingPointError(
-                f"The loss was not finite for more than {_MOST_SKIPPED} steps; the last checkpoint "
-                f"is valid. {_suspicion(progress.suspects)}"
+                f"The loss was not finite for more than {_MOST_SKIPPED} steps in a row; the last "
+                f"checkpoint is valid. {_suspicion(progress.suspects)}"
             )
         return
+    progress.skipped_in_a_row = 0
     progress.loss_sum += float(loss)
     progress.loss_steps += 1
     progress.error_sums = np.add(progress.error_sums, errors, dtype=np.float64).tolist()
+
+
+def _require_no_spoiler(progress: Progress) -> None:
+    """Raises where a structure has failed too often, on all hosts if on one."""
+    suspects: dict[str, int] = {}
+    for of_host in gathered(progress.suspects):
+        suspects |= {name: max(count, suspects.get(name, 0)) for name, count in of_host.items()}
+    if max(suspects.values(), default=0) > _MOST_SKIPPED:
+        raise FloatingPointError(
+            f"The loss was not finite in {progress.skipped_steps} steps so far; the last "
+            f"checkpoint is valid. {_suspicion(suspects)}"
+        )
 
 
 def _note_suspects(progress: Progress, frames: Sequence[Frame], finite: bool) -> None:

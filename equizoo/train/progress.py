@@ -201,9 +201,12 @@ class LiveProgress:
             f"train F {row.get('train_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  "
             f"valid E {row.get('valid_energy_rmse_meV_per_atom', math.nan):.2f} meV/atom, "
             f"F {row.get('valid_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  padding "
-            f"{row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges  "
-            f"device idle {row['idle_share']:.1%}"
+            f"{row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges"
         )
+        if "idle_share" in row:
+            figures += f"  device idle {row['idle_share']:.1%}"
+        if row["skipped_steps"]:
+            figures += f"  {row['skipped_steps']} steps not finite, left out"
         if "peak_memory_GB" in row:
             figures += f"  {row['peak_memory_GB']:.1f} GB"
         if self._console.is_terminal:

@@ -1,12 +1,12 @@
 """A recipe (one JSON file) to a trained potential: data, reference energies, model, fit, report."""
 
 import dataclasses
-import difflib
 import functools
 import json
 import operator
+import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from equizoo.config import format_json, from_dict, parse_json, to_dict
+from equizoo.config import from_dict, parse_json, to_dict
 from equizoo.data.catalyst_frames import Target
 from equizoo.data.datasets import load_dataset
 from equizoo.data.doctor_findings import Finding
 from equizoo.data.pipeline import THREADS, LazyFrames, Packing, Reading, typical_budget
 from equizoo.data.prepared import chain, is_lazy, selection
 from equizoo.data.readers import Dataset, LabelKeys
-from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies
+from equizoo.data.reference_energies import IsolatedAtoms, ReferenceEnergies, require_elements
 from equizoo.data.statistics import Counting, NeighborRule, Sizes, Statistics
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
-from equizoo.eval.potential import Potential
+from equizoo.eval.potential import Potential, load
 from equizoo.graph import ForcesOn, Frame, make_frame
 from equizoo.neighbors import Neighbors
-from equizoo.structure import EnergyReference, Structure
+from equizoo.structure import EnergyReference, Structure, symbols
 from equizoo.train.config import TrainConfig
 from equizoo.train.data_checks import DataChecks, check_data
-from equizoo.train.hosts import is_first, on_first
+from equizoo.train.hosts import is_first, on_first, stoppable
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import BOARDS, Board, read_rows
 from equizoo.train.report_page import write_report_page
+from equizoo.train.run_folder import FRAMES, data_facts, open_run_folder, require_usable
+from equizoo.whole_files import written_whole
 from equizoo.zoo._base import ArchitectureConfig
 
 _CORRUPTED_SAMPLE = 1000  # frames of prepared data that show what room noise takes
@@ -52,6 +54,8 @@ class DataConfig:
     test: tuple[str, ...] = ()  # neither trained on nor chosen by
     keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
     energy_reference: EnergyReference | None = None  # None: that of the data; else converted to it
+    data_energy_reference: EnergyReference | None = None  # of files that do not say it
+    adsorption_references: str | None = None  # oc20_ref.pkl, for what converting needs
     target: Target | None = None  # of data of OC20 and OC22; None: that of the named data set
     reference_energies: ReferenceEnergies = IsolatedAtoms()
     checks: DataChecks = DataChecks.REFUSE  # when the doctor finds errors in these data
@@ -112,15 +116,25 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What the report of a fine-tuning compares its model with."""
+
+    before: Mapping[str, Mapping[str, Any]]  # the base model's metrics, by data set
+    remembered: Mapping[str, Dataset]  # of the base model's kind: where forgetting shows
+    on_remembered: Callable[[Potential], Potential]  # the fitted model as it answers on those
+
+
+@dataclasses.dataclass(frozen=True)
 class RunResult:
     """What :func:`train` and fine-tuning return."""
 
     potential: Potential
     fitted: Fitted
-    metrics: Mapping[str, Mapping[str, Any]]  # by data set
+    metrics: Mapping[str, Mapping[str, Any]]  # by data set, those remembered included
     folder: Path
 
 
+@stoppable
 def train(
     recipe: Recipe,
     folder: str | Path,
@@ -133,12 +147,14 @@ def train(
 
     The folder holds the resolved recipe, checkpoints, metrics, plots, a report, and under
     ``model`` what :func:`equizoo.load` reads. Raises ``ValueError`` for an existing folder without
-    ``resume``, for a recipe other than the folder's with it, and for unusable data, also such in
-    which the doctor finds errors (unless ``recipe.data.checks`` says otherwise).
+    ``resume``, for other settings or data than the folder's with it
+    (:mod:`equizoo.train.run_folder`), for a folder that cannot be written, and for unusable data,
+    also such in which the doctor finds errors (unless ``recipe.data.checks`` says otherwise).
 
     Of several processes (:mod:`equizoo.train.hosts`) all call this, and the first writes.
     """
     folder = Path(folder)
+    on_first(lambda: require_usable(folder, resume))
     data = prepare_data(recipe.data)
     start = untrained(recipe, data)
 
@@ -146,19 +162,24 @@ def train(
         if not resume:
             examine_run(data, recipe.data, start.config.cutoff)
         # Only now: a mistake in the recipe leaves no folder behind.
-        open_run_folder(folder, {"recipe": to_dict(recipe)}, resume)
+        frames = data_facts({"train": data.train, "valid": data.valid})
+        open_run_folder(folder, {"recipe": to_dict(recipe), FRAMES: frames}, resume)
 
     on_first(begin)
-    run = run_fit(start, data, recipe.training, folder, reading, boards)
-    if run is not None and is_first():
-        write_report_page(folder, recipe.name, run.fitted, data.parts, {"": run.metrics})
-    return run
+    return run_fit(start, data, recipe.training, folder, reading, boards)
 
 
 def untrained(recipe: Recipe, data: Prepared) -> Potential:
-    """The recipe's model with random weights, and the data's energies of atoms."""
+    """The recipe's model with random weights, and the data's energies of atoms.
+
+    Raises ``ValueError`` for elements of the model without such an energy, and for elements of a
+    named set that no frame to train on has; those of frames split off are warned of. (Of prepared
+    data the elements are those of the whole folder.)
+    """
+    _require_trained_elements(data, named=recipe.data.valid is not None)
     e0 = recipe.data.reference_energies.resolve(_joined(data))
     config = complete_config(recipe.model, data)
+    require_elements(e0, config.atomic_numbers, "the model", " Leave out its atomic_numbers.")
     return Potential(
         config.build(rngs=nnx.Rngs(recipe.training.seed)),
         reference_energies={z: e0[z] for z in config.atomic_numbers},
@@ -168,38 +189,23 @@ def untrained(recipe: Recipe, data: Prepared) -> Potential:
     )
 
 
-def open_run_folder(folder: Path, facts: Mapping[str, Any], resume: bool) -> None:
-    """Creates a run's folder with ``run.json``, or checks that an existing one is the same run.
-
-    A folder with nothing else in it is that of a run that failed before it began, and free.
-    """
-    text, path = format_json(facts), folder / "run.json"
-    if folder.exists() and any(file != path for file in folder.iterdir()):
-        if not resume:
-            raise ValueError(
-                f"The output folder {folder} exists and is not empty. Choose another, or continue "
-                "the run in it with resume."
+def _require_trained_elements(data: Prepared, named: bool) -> None:
+    for part, dataset in data.reported.items():
+        unseen = sorted(set(dataset.elements) - set(data.train.elements))
+        if not unseen:
+            continue
+        message = f"{symbols(unseen)}: in {part} data, but in no frame to train on. "
+        if part == "valid" and not named:
+            warnings.warn(
+                f"{message}Weights of such elements stay random, and errors on them count in the "
+                "choice of the best; another split_seed may divide the frames better.",
+                stacklevel=5,
             )
-        if not path.is_file():
-            raise ValueError(f"{folder} holds no run ({path.name} is missing); cannot resume it.")
-        before = path.read_text()
-        if before != text:
-            lines = difflib.unified_diff(
-                before.splitlines(),
-                text.splitlines(),
-                "run in the folder",
-                "asked for",
-                lineterm="",
-            )
-            raise ValueError(
-                f"Resuming {folder} with other settings would not continue the same run:\n"
-                + "\n".join(lines)
-            )
-        return
-    if resume:
-        raise ValueError(f"There is no run to resume in {folder}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+            continue
+        raise ValueError(
+            f"{message}Neither weights nor reference energies of such elements can be learned: "
+            f"train on frames that have them, or leave {dataset.name or part}'s out."
+        )
 
 
 def prepare_data(config: DataConfig) -> Prepared:
@@ -207,7 +213,12 @@ def prepare_data(config: DataConfig) -> Prepared:
 
     def load(name: str) -> Dataset:
         return load_dataset(
-            name, config.keys, energy_reference=config.energy_reference, target=config.target
+            name,
+            config.keys,
+            energy_reference=config.energy_reference,
+            data_energy_reference=config.data_energy_reference,
+            adsorption_references=config.adsorption_references,
+            target=config.target,
         )
 
     train = load(config.train)
@@ -294,10 +305,11 @@ def run_fit(
     folder: Path,
     reading: Reading = THREADS,
     boards: Sequence[Board] = BOARDS,
+    baseline: Baseline | None = None,
 ) -> RunResult | None:
-    """Fits a model on prepared data, then saves, evaluates and plots; see :func:`train`.
+    """Fits a model on prepared data, then saves, evaluates, plots and reports; see :func:`train`.
 
-    The page of the run is left to the caller, who knows what to compare with.
+    With a ``baseline`` errors before and after stand side by side in the report.
     """
     name = start.name
     frames, valid, packing = packed(start, data, training)
@@ -305,11 +317,14 @@ def run_fit(
     if not fitted.finished:
         return None
     potential = start.with_parameters(fitted.params, name)
-    if is_first() and not (folder / "model").exists():
-        potential.save(folder / "model")
+    if is_first():
+        _save(potential, folder / "model")
     evaluations = {where: evaluate(potential, dataset) for where, dataset in data.reported.items()}
     metrics = {where: dict(evaluation.metrics) for where, evaluation in evaluations.items()}
-    run = RunResult(potential, fitted, metrics, folder)
+    remembered: dict[str, dict[str, Any]] = {}
+    if baseline is not None:
+        remembered = errors_on(baseline.on_remembered(potential), baseline.remembered)
+    run = RunResult(potential, fitted, metrics | remembered, folder)
     if not is_first():
         return run
     learning_curve(read_rows(folder / "metrics.jsonl"), folder / "learning_curve.png")
@@ -321,8 +336,30 @@ def run_fit(
         "epochs": fitted.epochs,
         "hours": round(fitted.seconds / 3600, 3),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    if baseline is None:
+        write_report_page(folder, name, fitted, data.parts, {"": metrics})
+    else:
+        errors = {"before": baseline.before, "after": run.metrics}
+        report |= {stage: dict(found) for stage, found in errors.items()}
+        datasets = {**data.parts, **baseline.remembered}
+        write_report_page(folder, name, fitted, datasets, errors, baseline.remembered)
+    with written_whole(folder / "report.json") as partial:
+        partial.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return run
+
+
+def _save(potential: Potential, folder: Path) -> None:
+    """Written, unless the very model is there; that of a shorter run makes room."""
+    if folder.exists():
+        if load(folder, check_golden=False).model_sha256() == potential.model_sha256():
+            return
+        shutil.rmtree(folder)
+    potential.save(folder)
+
+
+def errors_on(potential: Potential, datasets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
+    """Metrics by data set."""
+    return {name: dict(evaluate(potential, dataset).metrics) for name, dataset in datasets.items()}
 
 
 def packed(

@@ -3,15 +3,15 @@
 import base64
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from equizoo.data.readers import Dataset
 from equizoo.eval.benchmark_timing import environment
-from equizoo.eval.plots import errors_by_element
+from equizoo.eval.plots import BY_ELEMENT, errors_by_element
 from equizoo.registry import shown_elements
 from equizoo.train.loop import Fitted
 from equizoo.whole_files import written_whole
@@ -38,11 +38,13 @@ def write_report_page(
     fitted: Fitted,
     datasets: Mapping[str, Dataset],
     errors: Mapping[str, Mapping[str, Metrics]],
+    base_data: Collection[str] = (),
 ) -> Path:
     """The page written: errors, curves, parity, errors by element, data, settings and hardware.
 
     ``errors`` are metrics by data set, under a heading each; with two headings (before and after)
-    the changes stand beside them. Images and settings are those in the folder of the run.
+    the changes stand beside them, and data sets among ``base_data`` show what was forgotten. Images
+    and settings are those in the folder of the run.
     """
     last = list(errors.values())[-1]
     images = [("Learning curve", "learning_curve.png"), ("Parity", "parity.png")]
@@ -57,7 +59,10 @@ def write_report_page(
         f"<p>{fitted.epochs} epochs in {hours}; the weights are those of epoch "
         f"{fitted.best_epoch}, the best on the validation set.</p>",
         "<h2>Errors</h2>",
+        *([_forgetting(base_data)] if len(errors) > 1 else []),
         _error_table(errors),
+        "<h2>Force errors by element</h2>",
+        _element_table(errors),
         *(f"<h2>{title}</h2>\n{_image(folder / file, title)}" for title, file in images),
         "<h2>Data</h2>",
         _data_table(datasets),
@@ -92,6 +97,31 @@ def _error_table(errors: Mapping[str, Mapping[str, Metrics]]) -> str:
             rows.append((where, label, *map(_number, values), *_change(values)))
     heading = (*columns, "change") if len(columns) > 1 else columns
     return _table(("data", "error", *heading), rows, numbers=2)
+
+
+def _forgetting(base_data: Collection[str]) -> str:
+    names = html.escape(", ".join(base_data))
+    if not names:
+        return (
+            "<p>What was forgotten is not known: no data of the base model's kind were given "
+            "(<code>--old</code>).</p>"
+        )
+    return f"<p>What was forgotten shows on data of the base model's kind: {names}.</p>"
+
+
+def _element_table(errors: Mapping[str, Mapping[str, Metrics]]) -> str:
+    columns, rows = list(errors), []
+    for where in dict.fromkeys(where for found in errors.values() for where in found):
+        found = [errors[column].get(where, {}).get(BY_ELEMENT, {}) for column in columns]
+        elements = {element for by_element in found for element in by_element}
+        for element in sorted(elements, key=lambda symbol: atomic_numbers[symbol]):
+            values = [by_element.get(element) for by_element in found]
+            rows.append((where, element, *map(_number, values), *_change(values)))
+    if not rows:
+        return "<p>There are no forces in the data.</p>"
+    heading = ["RMSE [meV/Å]"] if len(columns) == 1 else [f"RMSE {c} [meV/Å]" for c in columns]
+    changes = ["change"] if len(columns) > 1 else []
+    return _table(("data", "element", *heading, *changes), rows, numbers=2)
 
 
 def _unit(words: str) -> str:

@@ -440,16 +440,28 @@ class Attention(nnx.Module):
             scalars, values = self._nonlinear(message, edges)
         else:
             scalars, values = self._linear(message, edges)
-        scalars = normalized_smooth_leaky_relu(scalars, config.activation)
+        alpha = dropout(self._alpha(scalars, edges, graph), config.alpha_dropout, key)
+        return self.linear(self._summed(values, alpha, graph))
+
+    def _alpha(
+        self, scalars: Float[Array, "edges heads alphas"], edges: Edges, graph: Graph
+    ) -> Float[Array, "edges heads"]:
+        scalars = normalized_smooth_leaky_relu(scalars, self.config.activation)
         logits = jnp.einsum("ehk,hk->eh", scalars, self.dot[...].astype(scalars.dtype))
-        alpha = softmax_receivers(logits, graph, edges.envelope)
-        alpha = dropout(alpha, config.alpha_dropout, key)
+        return softmax_receivers(logits, graph, edges.envelope)
+
+    def _summed(
+        self,
+        values: dict[str, Float[Array, "edges _ _"]],
+        alpha: Float[Array, "edges heads"],
+        graph: Graph,
+    ) -> Features:
         summed = {}
         for ir, value in values.items():
-            by_head = value.reshape(*value.shape[:2], config.num_heads, -1)
+            by_head = value.reshape(*value.shape[:2], self.config.num_heads, -1)
             weighted = by_head * alpha[:, None, :, None]
             summed[ir] = sum_receivers(weighted.reshape(value.shape), graph)
-        return self.linear(summed)
+        return summed
 
     def _nonlinear(
         self, message: Features, edges: Edges

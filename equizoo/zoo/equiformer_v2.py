@@ -5,6 +5,7 @@ Reference: Liao et al. 2023, https://arxiv.org/abs/2306.12059, and its published
 
 import dataclasses
 import enum
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -126,7 +127,17 @@ class EquiformerV2Config(ArchitectureConfig):
 
     @property
     def defect(self) -> float:
-        return 1e-2 if self.products is Products.FULL else 5e-2
+        """Bounds the largest deviations that were found with random weights, by
+        ``benchmarks/equiformer_defect.py``: tenfold smaller with each power of functions of degree
+        ``l_max`` that the grid resolves, of which there are ``(grid_points - 1) / l_max``."""
+        unresolved = 10 ** -((self.grid_points - 1) / self.l_max)
+        if self.grid is Grid.GAUSS:
+            unresolved += 2e-6  # by its 4 m_max + 2 longitudes, however many points
+        # derivatives grow with the degree; and the orders that are left in frames are scaled up
+        largest = 5 * self.l_max * math.sqrt(self.num_layers) if self.conservative else 50.0
+        largest *= math.sqrt((2 * self.l_max + 1) / (2 * self.m_max + 1))
+        rounded = 0.0 if self.products is Products.FULL else 5e-2
+        return largest * unresolved + rounded
 
     def build(self, *, rngs: nnx.Rngs) -> "EquiformerV2":
         return EquiformerV2(self, rngs=rngs)
@@ -209,15 +220,7 @@ class EquiformerV2(Architecture):
     def _features(
         self, vectors: Float[Array, "edges 3"], graph: Graph, key: Array | None
     ) -> tuple[Float[Array, "nodes dim channels"], Edges]:
-        config, lengths = self.config, safe_norm(vectors)
-        edges = Edges(
-            # published models take the vector from receiver to sender
-            rows=frame_rows(-vectors, config.l_max, config.m_max),
-            basis=gaussian_smearing(lengths, config.cutoff, config.num_basis),
-            envelope=None
-            if config.envelope_p is None
-            else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
-        )
+        config, edges = self.config, edges_of(self.config, vectors)
         embedding = self.embedding[...].astype(vectors.dtype)[graph.species]
         x = self.edge_degree(edges, graph).at[:, 0].add(embedding)
         if config.force_input is not None and self.force_embedding is not None:
@@ -244,6 +247,19 @@ class EquiformerV2(Architecture):
 
     def _scaled(self, x: Float[Array, "nodes dim channels"]) -> Float[Array, " nodes"]:
         return self.config.scale / self.config.avg_num_nodes * self.energy_head(x)[:, 0, 0]
+
+
+def edges_of(config: EquiformerV2Config, vectors: Float[Array, "edges 3"]) -> Edges:
+    """What layers need of edge vectors."""
+    lengths = safe_norm(vectors)
+    return Edges(
+        # published models take the vector from receiver to sender
+        rows=frame_rows(-vectors, config.l_max, config.m_max),
+        basis=gaussian_smearing(lengths, config.cutoff, config.num_basis),
+        envelope=None
+        if config.envelope_p is None
+        else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
+    )
 
 
 class EdgeFeatures(nnx.Module):
@@ -346,17 +362,29 @@ class Attention(nnx.Module):
         scalars, hidden = self.conv_1(in_frame, self.weights(edges.basis, graph))
         alphas, gates = jnp.split(scalars, [config.num_heads * config.alpha_channels], axis=1)
         _, values = self.conv_2(self._activated(hidden, gates))
-        alpha = softmax_receivers(self._logits(alphas), graph, edges.envelope)
-        alpha = dropout(alpha, self.dropout, key)
-        by_head = values.reshape(*values.shape[:2], config.num_heads, -1)
-        weighted = (by_head * alpha[:, None, :, None]).reshape(values.shape)
-        scales = jnp.asarray(frame_scales(config.l_max, config.m_max), x.dtype)[None, :, None]
-        return self.linear(sum_from_frames(weighted * scales, edges.rows, graph))
+        alpha = dropout(self._alpha(alphas, edges, graph), self.dropout, key)
+        return self.linear(self._summed(values, alpha, edges, graph))
 
-    def _logits(self, alphas: Float[Array, "edges _"]) -> Float[Array, "edges heads"]:
+    def _alpha(
+        self, alphas: Float[Array, "edges _"], edges: Edges, graph: Graph
+    ) -> Float[Array, "edges heads"]:
         by_head = alphas.reshape(len(alphas), self.config.num_heads, -1)
         scalars = smooth_leaky_relu(self.norm(by_head))
-        return jnp.einsum("ehk,hk->eh", scalars, self.dot[...].astype(alphas.dtype))
+        logits = jnp.einsum("ehk,hk->eh", scalars, self.dot[...].astype(alphas.dtype))
+        return softmax_receivers(logits, graph, edges.envelope)
+
+    def _summed(
+        self,
+        values: Float[Array, "edges components values"],
+        alpha: Float[Array, "edges heads"],
+        edges: Edges,
+        graph: Graph,
+    ) -> Float[Array, "nodes dim values"]:
+        config = self.config
+        by_head = values.reshape(*values.shape[:2], config.num_heads, -1)
+        weighted = (by_head * alpha[:, None, :, None]).reshape(values.shape)
+        scales = jnp.asarray(frame_scales(config.l_max, config.m_max), values.dtype)
+        return sum_from_frames(weighted * scales[None, :, None], edges.rows, graph)
 
     def _activated(
         self, x: Float[Array, "edges components hidden"], gates: Float[Array, "edges hidden"]

@@ -301,7 +301,7 @@ def test_initial_structures_are_labelled_by_relaxed_energies():
 @needs_data
 def test_folders_of_oc20_are_data_sets():
     folder = next(f for f in DATA if (f / "oc20_relax").is_dir()) / "oc20_relax"
-    dataset = load_dataset(folder / "aselmdb/val_20")
+    dataset = load_dataset(folder / "aselmdb/val_20", data_energy_reference=EnergyReference.TOTAL)
     assert len(dataset) == 20 and dataset.report.labels["forces"] == 20
     assert dataset.energy_reference == EnergyReference.TOTAL
     with pytest.raises(ValueError, match="needs the energy of its clean surface"):

@@ -6,7 +6,7 @@ import pytest
 from models import cluster, crystal, pair_potential
 
 from equizoo.data.readers import Dataset, LeftOut, ReadReport
-from equizoo.eval.evaluate import evaluate
+from equizoo.eval.evaluate import PointSample, evaluate
 from equizoo.structure import EnergyReference, Structure
 
 
@@ -57,6 +57,35 @@ def test_known_errors_are_found(potential, labelled):
     difference = evaluation.energy_per_atom @ [1, -1]
     np.testing.assert_allclose(difference, [0.01 / 8, 0.01 / 6], atol=1e-7)
     assert json.loads(json.dumps(evaluation.to_dict()))["metrics"] == metrics
+
+
+def test_a_sample_of_points_is_kept_and_errors_are_over_all(potential, labelled, monkeypatch):
+    seen = []
+    whole = evaluate(potential, dataset(labelled), observe=lambda *pair: seen.append(pair))
+    assert [structure for structure, _ in seen] == labelled
+    monkeypatch.setattr("equizoo.eval.evaluate.PARITY_POINTS", 10)
+    sampled = evaluate(potential, dataset(labelled))
+    assert sampled.metrics == whole.metrics
+    assert len(whole.forces) == 69 and len(sampled.forces) == 10
+    rows = {tuple(row): place for place, row in enumerate(whole.forces.round(4).tolist())}
+    places = [rows[tuple(row)] for row in sampled.forces.round(4).tolist()]
+    assert places == sorted(set(places)) and places != list(range(10))
+    np.testing.assert_allclose(sampled.energy_per_atom, whole.energy_per_atom, rtol=1e-6)
+
+
+def test_a_sample_is_uniform_and_bounded_while_it_grows():
+    taken = np.zeros(50)
+    for seed in range(400):
+        sample = PointSample(10, seed)
+        for start in range(0, 50, 5):
+            sample.add(np.repeat(np.arange(start, start + 5.0)[:, None], 2, axis=1))
+            assert sum(map(len, sample._points)) <= 20
+        taken[sample.points[:, 0].astype(int)] += 1
+    assert taken.sum() == 4000
+    np.testing.assert_allclose(taken, 80, atol=5 * np.sqrt(80 * 0.8))
+    few = PointSample(10)
+    few.add(np.ones((7, 2)))
+    assert len(few.points) == 7 and PointSample(10).points.shape == (0, 2)
 
 
 def test_another_energy_reference_is_refused(potential, labelled):

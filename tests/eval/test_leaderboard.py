@@ -219,6 +219,23 @@ def test_relaxations(potential, data, tmp_path):
     assert scores["id"] == pytest.approx(expected.summary())
 
 
+def test_a_part_of_relaxations_is_about_ten_batches(potential, data, tmp_path):
+    """So that a killed run loses minutes, where single points have a thousand to a part."""
+    sources = open_splits(IS2RE, data / "is2re", "test", COUNTS, ADSORPTION)
+    sizes = {}
+    for batch_nodes in (16, 512, 8192):
+        relaxer = Relaxer(potential, max_steps=1, batch_nodes=batch_nodes)
+        sizes[batch_nodes] = ByRelaxation(relaxer, positions=False).part_size
+    assert sizes == {16: 2, 512: 64, 8192: 1024}
+    assert SinglePoint(potential, forces=True).part_size == 1024
+    relaxer = Relaxer(potential, max_steps=1, batch_nodes=16)
+    missing = predict_parts(
+        IS2RE, ByRelaxation(relaxer, positions=False), sources, tmp_path, share=(1, 2)
+    )
+    parts = plan_parts(sources, tmp_path, 2)
+    assert missing == parts[0::2] and all(part.path.exists() for part in parts[1::2])
+
+
 def test_energies_of_another_kind(data, tmp_path):
     total = pair_potential()
     with pytest.raises(ValueError, match="takes adsorption energies.*'total' and 'adsorption'"):

@@ -1,4 +1,4 @@
-"""An option of the tests here: the errors that they find, as a table."""
+"""An option of the tests here: the errors that they find, as tables."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import parity_table
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--parity-table", type=Path, metavar="CSV", help="write the errors that were found"
+        "--parity-tables", type=Path, metavar="FOLDER", help="write the errors that were found"
     )
 
 
 def pytest_sessionfinish(session, exitstatus):
-    path = session.config.getoption("parity_table", None)  # unknown in a run of all tests
-    if path and exitstatus == 0:
-        parity_table.write(path)
+    folder = session.config.getoption("parity_tables", None)  # unknown in a run of all tests
+    if folder and exitstatus == 0:
+        parity_table.write(folder)

@@ -192,6 +192,35 @@ def test_a_process_alone_is_the_first_and_hears_itself():
         on_first(lambda: (_ for _ in ()).throw(OSError("full")))
 
 
+def test_sigterm_makes_a_stoppable_function_return_none_and_is_as_before_after_it():
+    before = signal.getsignal(signal.SIGTERM)
+
+    @hosts.stoppable
+    def work(stop, noted=False):
+        with hosts.Termination() if noted else contextlib.nullcontext() as termination:
+            if stop:
+                signal.raise_signal(signal.SIGTERM)
+            return termination.noted if noted else "done"
+
+    assert (work(False), work(True)) == ("done", None)
+    assert (work(False, noted=True), work(True, noted=True)) == (False, True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_ends_the_process_at_once():
+    code = """
+import os, signal
+from equizoo.train.hosts import Termination
+with Termination() as termination:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("noted", termination.noted, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "noted True\n"), done.stderr
+
+
 def test_whatever_stops_the_first_process_stops_the_others(monkeypatch):
     told = []
     monkeypatch.setattr(hosts, "gathered", lambda value: told.append(value) or [value])

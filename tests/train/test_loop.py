@@ -1,7 +1,11 @@
 """The loop as a whole: it learns, it compiles little, it stops when told."""
 
+import contextlib
 import dataclasses
+import itertools
 import math
+import re
+import signal
 
 import jax
 import numpy as np
@@ -12,9 +16,12 @@ from flax import nnx
 import equizoo.train.step as step_module
 from equizoo.data.pipeline import Packing, training_stream
 from equizoo.graph import Budget
+from equizoo.train import loop
 from equizoo.train.config import LossWeights, Optimizer, SecondStage, TrainConfig
 from equizoo.train.loop import Progress, _loss_at, _train_row, _update_plateau, fit
-from equizoo.train.progress import read_rows
+from equizoo.train.loss import ErrorSums
+from equizoo.train.progress import MEASURED, read_rows
+from equizoo.train.step import StepReport
 
 CONFIG = TrainConfig(
     epochs=12,
@@ -130,6 +137,110 @@ def test_a_stream_of_a_thousand_sizes_compiles_one_training_program(tmp_path, mo
     config = dataclasses.replace(CONFIG, epochs=1, batch_size=40)
     fit(tiny_model(), frames[:900], frames[900:], packing, config, tmp_path)
     assert 2 <= len(traces) <= 8  # the step (traced once or twice by JAX) and validation
+
+
+def steps(outcomes, frames):
+    """What the loop notes of steps that were good or not, one after the other."""
+    progress, errors = Progress(), ErrorSums(*np.zeros((4, 3)))
+    for good in outcomes:
+        report = StepReport(np.float32(1.0 if good else math.nan), np.float32(1.0), errors)
+        loop._accumulate(progress, report, frames)
+    return progress
+
+
+def test_skipped_steps_are_counted_in_all_and_in_a_row(frames):
+    bad, good = [False] * 20, [True]
+    progress = steps([*bad, *good, *bad, *good, *bad[:3]], frames[:2])
+    assert (progress.skipped_steps, progress.skipped_in_a_row) == (43, 3)
+    assert _train_row(progress)["skipped_steps"] == 43
+    assert progress.loss_steps == 2
+    loop._require_no_spoiler(progress)
+    steps([*good, *bad], frames[:2])
+    with pytest.raises(FloatingPointError, match="for more than 20 steps in a row"):
+        steps([*good, *bad, False], frames[:2])
+
+
+def test_a_structure_in_too_many_skipped_steps_ends_the_run_whatever_the_others_do(frames):
+    progress = Progress()
+    for _ in range(20):
+        for outcome, members in ((False, frames[:3]), (True, frames[1:])):
+            value = np.float32(1.0 if outcome else math.inf)
+            report = StepReport(value, np.float32(1.0), ErrorSums(*np.zeros((4, 3))))
+            loop._accumulate(progress, report, members)
+    loop._require_no_spoiler(progress)
+    progress.suspects[frames[0].structure.name] += 1
+    name = re.escape(frames[0].structure.name)
+    with pytest.raises(FloatingPointError, match=f"in 20 steps so far.* {name}, in 21 of them"):
+        loop._require_no_spoiler(progress)
+
+
+@contextlib.contextmanager
+def sigterm_after(owner, name, call):
+    """The signal comes at the end of that call of a function (from 1)."""
+    original, count = getattr(owner, name), itertools.count(1)
+
+    def signalled(*arguments):
+        result = original(*arguments)
+        if next(count) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    setattr(owner, name, signalled)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@pytest.fixture(scope="module")
+def two_epochs(frames, tmp_path_factory):
+    """A run of which others are interrupted: what it is given, its rows, its weights."""
+    config = dataclasses.replace(CONFIG, epochs=2, checkpoint_every=1000)
+    given = (frames[:9], frames[9:18], packing_for(frames), config)
+    assert sum(1 for _ in loop.sequential_batches(*given[1:3])) > 2
+    folder = tmp_path_factory.mktemp("whole")
+    fitted = fit(tiny_model(), *given, folder)
+    return given, unmeasured(folder), jax.device_get(jax.tree.leaves(fitted.params))
+
+
+def unmeasured(folder):
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "epochs"),
+    [
+        (loop, "_fitting", 1, []),  # while the step is compiled
+        (jax, "device_get", 4 + 1, []),  # between batches of the first epoch's validation
+        (jax, "device_get", 2 * 3 + 3 + 1 + 1, [1]),  # of the last one's
+        (loop, "_require_no_spoiler", 2, [1]),  # before any of its batches
+    ],
+)
+def test_sigterm_in_any_phase_saves_and_the_run_goes_on_as_if_nothing_had_happened(
+    two_epochs, tmp_path, owner, name, call, epochs
+):
+    given, rows, params = two_epochs
+    with sigterm_after(owner, name, call):
+        stopped = fit(tiny_model(), *given, tmp_path)
+    assert not stopped.finished
+    assert [row["epoch"] for row in unmeasured(tmp_path)] == epochs
+    resumed = fit(tiny_model(), *given, tmp_path)
+    assert resumed.finished and unmeasured(tmp_path) == rows
+    for a, b in zip(jax.tree.leaves(resumed.params), params, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), b)
+
+
+def test_more_epochs_go_on_where_the_run_had_ended(frames, tmp_path):
+    """Where no schedule is spread over them, as if there had been so many from the start."""
+    constant = Optimizer(learning_rate=0.02, ema_decay=0.9, schedule="constant", warmup_steps=1)
+    given = (frames[:9], frames[9:12], packing_for(frames))
+    for folder, lengths in (("extended", (1, 2)), ("whole", (2,))):
+        for epochs in lengths:
+            config = dataclasses.replace(CONFIG, epochs=epochs, optimizer=constant)
+            fitted = fit(tiny_model(), *given, config, tmp_path / folder)
+            assert fitted.finished and fitted.epochs == epochs
+    assert unmeasured(tmp_path / "extended") == unmeasured(tmp_path / "whole")
 
 
 def test_the_structure_that_spoils_steps_is_named(tmp_path):

@@ -3,6 +3,9 @@
 import dataclasses
 import fnmatch
 import json
+import os
+import shutil
+import signal
 import warnings
 from pathlib import Path
 
@@ -15,22 +18,23 @@ from flax import nnx
 from equizoo.config import from_dict, to_dict
 from equizoo.data.datasets import DATASETS
 from equizoo.data.readers import write_structures
-from equizoo.data.reference_energies import Given, LeastSquares, RefitFromModel
+from equizoo.data.reference_energies import FromModel, Given, LeastSquares, RefitFromModel
 from equizoo.eval.potential import load
 from equizoo.structure import EnergyReference
 from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.finetune import finetune, finetune_training
+from equizoo.train.finetune import _say_which_energies_stay, finetune, finetune_training
 from equizoo.train.parameter_paths import match_paths
 from equizoo.train.recipe import (
     DataConfig,
     Recipe,
     complete_config,
     load_recipe,
-    open_run_folder,
     prepare_data,
     train,
+    untrained,
 )
+from equizoo.train.run_folder import open_run_folder
 from equizoo.zoo._base import ArchitectureConfig
 
 RUNNABLE = [
@@ -190,6 +194,94 @@ def test_a_run_that_failed_before_it_began_leaves_its_folder_free(recipe, tmp_pa
     assert json.loads((folder / "run.json").read_text()) == {"another": "run"}
 
 
+def test_a_stop_while_the_finished_run_is_evaluated_is_made_good_by_resuming(
+    recipe, trained, monkeypatch
+):
+    def stopped(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    report = (trained.folder / "report.json").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe_module, "evaluate", stopped)
+        assert train(recipe, trained.folder, resume=True) is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    (trained.folder / "report.json").unlink()
+    again = train(recipe, trained.folder, resume=True)
+    assert again.metrics == trained.metrics
+    figures = [json.loads(text) for text in (report, (again.folder / "report.json").read_text())]
+    assert [f | {"hours": 0} for f in figures[:1]] == [f | {"hours": 0} for f in figures[1:]]
+
+
+def test_a_stop_before_the_run_begins_leaves_no_folder(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_module, "examine_run", lambda *_: os.kill(os.getpid(), 15))
+    assert train(recipe, tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_frames_under_the_same_path_are_refused(recipe, data_file, trained, tmp_path):
+    """Found out before anything is compiled: frames are as many, one force is another."""
+    folder, data = tmp_path / "run", tmp_path / "morse.xyz"
+    data.write_bytes(data_file.read_bytes())
+    here = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=str(data)))
+    shutil.copytree(trained.folder, folder)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["recipe"] = to_dict(here)
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert train(here, folder, resume=True).metrics == trained.metrics
+    structures = make_structures(24)
+    structures[5].forces[0, 0] += 1e-6
+    data.unlink()
+    write_structures(data, structures)
+    with pytest.raises(ValueError, match=r"other data.*(train|valid): \d+ frames with SHA-256 \w+"):
+        train(here, folder, resume=True)
+
+
+def test_the_model_of_a_run_is_written_once_and_anew_when_it_changed(trained, tmp_path):
+    """As it does when a finished run goes on for more epochs."""
+    folder = tmp_path / "model"
+    shutil.copytree(trained.folder / "model", folder)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    recipe_module._save(trained.potential, folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    params = jax.tree.map(lambda x: 1.01 * x, nnx.state(trained.potential.model, nnx.Param))
+    longer = trained.potential.with_parameters(params, trained.potential.name)
+    recipe_module._save(longer, folder)
+    assert load(folder).model_sha256() == longer.model_sha256()
+
+
+def test_elements_that_are_not_trained_on_are_named_before_training(recipe, tmp_path):
+    """Those of named sets are refused, those split off are warned of."""
+    structures = make_structures(6, seed=4)
+    numbers = np.where(structures[1].atomic_numbers == 29, 47, structures[1].atomic_numbers)
+    silver = dataclasses.replace(structures[1], atomic_numbers=numbers)
+    assert 47 in numbers
+    write_structures(tmp_path / "silver.xyz", [silver])
+    for options in (
+        {"test": (str(tmp_path / "silver.xyz"),)},
+        {"valid": str(tmp_path / "silver.xyz"), "num_valid": None},
+    ):
+        other = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **options))
+        with pytest.raises(ValueError, match="^Ag: in .* data, but in no frame to train on"):
+            untrained(other, prepare_data(other.data))
+    data = prepare_data(recipe.data)
+    data = dataclasses.replace(
+        data, valid=dataclasses.replace(data.valid, structures=(silver, *data.valid.structures))
+    )
+    with pytest.warns(UserWarning, match="^Ag: in valid data.*split_seed"):
+        potential = untrained(recipe, data)
+    assert set(potential.reference_energies) == {13, 29, 47}
+    more = dataclasses.replace(recipe, model=MODEL | {"atomic_numbers": [13, 29, 79]})
+    with pytest.raises(ValueError, match="No reference energy for Au in the model"):
+        untrained(more, prepare_data(recipe.data))
+    refit = dataclasses.replace(recipe.data, reference_energies=RefitFromModel())
+    with pytest.warns(UserWarning, match="^Ag: in valid data.*stay the base model's"):
+        _say_which_energies_stay(data, refit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _say_which_energies_stay(data, dataclasses.replace(refit, reference_energies=FromModel()))
+
+
 def test_refitted_reference_energies_remove_the_mean_error(trained, data_file, recipe):
     data = prepare_data(recipe.data)
     shifted = dataclasses.replace(
@@ -241,6 +333,11 @@ def test_fine_tuning_improves_new_data_reports_old_and_leaves_the_base_alone(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["before"] == result.before and report["after"] == result.after
     key = "forces_rmse_meV_per_A"
+    for stage in ("before", "after"):
+        for where in ("valid", str(data_file)):
+            assert set(report[stage][where][f"{key}_by_element"]) == {"Al", "Cu"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"forgotten shows on data of the base model's kind: {data_file}." in page
     assert result.after["valid"][key] < result.before["valid"][key]
     # the constant of 7 eV per atom is gone before any weight moves
     assert result.before["valid"]["energy_mae_meV_per_atom"] < 2000

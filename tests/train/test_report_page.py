@@ -28,9 +28,7 @@ def metrics(scale):
     }
 
 
-@pytest.fixture
-def page(tmp_path):
-    """Writes the page of a fine-tuning, and returns its text."""
+def write_page(tmp_path, base_data):
     for name in ("learning_curve.png", "parity.png"):
         (tmp_path / name).write_bytes(PNG)
     (tmp_path / "run.json").write_text('{"name": "a < b"}')
@@ -48,9 +46,15 @@ def page(tmp_path):
         "after": {"valid": metrics(1.0), "old": metrics(1.5)},
     }
     fitted = Fitted(params=nnx.State({}), best_epoch=7, epochs=9, finished=True, seconds=30.0)
-    path = write_report_page(tmp_path, "mine", fitted, {"train": dataset}, errors)
+    path = write_report_page(tmp_path, "mine", fitted, {"train": dataset}, errors, base_data)
     assert path == tmp_path / "report.html"
     return path.read_text("utf-8")
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The text of the page of a fine-tuning."""
+    return write_page(tmp_path, ("old",))
 
 
 def rows_of(page):
@@ -66,7 +70,22 @@ def test_errors_before_and_after_stand_side_by_side(page):
     assert ["valid", "energy MAE [meV/atom]", "3", "1.5", "-50 %"] in rows
     assert ["old", "forces RMSE [meV/Å]", "30", "45", "+50 %"] in rows
     assert not any("[meV]" in cell for row in rows for cell in row)
-    assert page.count('class="n worse"') == 4  # what was forgotten
+    assert page.count('class="n worse"') == 4 + 2  # what was forgotten, the last of each element
+
+
+def test_what_was_forgotten_is_said_of_each_element(page, tmp_path):
+    rows = rows_of(page)
+    heading = ["data", "element", "RMSE before [meV/Å]", "RMSE after [meV/Å]", "change"]
+    place = rows.index(heading)
+    assert rows[place + 1 : place + 5] == [
+        ["valid", "H", "20", "10", "-50 %"],
+        ["valid", "O", "80", "40", "-50 %"],
+        ["old", "H", "10", "15", "+50 %"],
+        ["old", "O", "40", "60", "+50 %"],
+    ]
+    assert "What was forgotten shows on data of the base model's kind: old." in page
+    without = write_page(tmp_path, ())
+    assert "What was forgotten is not known" in without and "--old" in without
 
 
 def test_it_says_what_ran_on_what(page):

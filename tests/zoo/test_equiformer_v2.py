@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from equiformer_v2_oracle import Oracle, grid, published_frames, random_state
 from flax import nnx
+from scipy.spatial.transform import Rotation
 from small_models import (
     CUTOFF,
     FLAT,
@@ -248,16 +249,19 @@ def test_published_sizes(size, parameters):
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state)) == parameters
 
 
-def test_a_finer_grid_turns_better():
-    """The defect is that of the grid."""
-    rotation = published_frames(np.array([[1.0, 2.0, -0.5]]), 3)[0]
-    defects = []
-    for points in (6, 10, 14):
-        model = SmallModel(small_config("equiformer_v2", grid_points=points))
-        _, forces, _ = model.one(molecule())
-        _, found, _ = model.one(turned(molecule(), rotation))
-        defects.append(np.abs(found - forces @ rotation.T).max() / np.abs(forces).max())
-    assert defects[0] > 10 * defects[1] > 100 * defects[2]
+@pytest.mark.parametrize("forces", Forces)
+@pytest.mark.parametrize(("l_max", "points"), [(2, 6), (2, 8), (4, 14)])
+def test_the_defect_bounds_what_grids_leave(l_max, points, forces):
+    """Weights and rotations at random: less than is stated, and not thirty times less."""
+    config = small_config("equiformer_v2", l_max=l_max, grid_points=points, forces=forces)
+    deviations = []
+    for seed in range(3):
+        model = SmallModel(config, seed)
+        _, before, _ = model.one(molecule(seed))
+        for rotation in Rotation.random(3, random_state=seed).as_matrix():
+            _, after, _ = model.one(turned(molecule(seed), rotation))
+            deviations.append(np.abs(after - before @ rotation.T).max() / np.abs(before).max())
+    assert config.defect / 30 < max(deviations) < config.defect
 
 
 @pytest.mark.parametrize("forces", [Forces.GRADIENT, Forces.DIRECT])
