@@ -297,7 +297,7 @@ class SymmetricPower(BoundPower):
         ir = self.irreps_out[index].ir
         basis = symmetric_basis(self.irreps_in, ir, 4)
         place = {tuple(monomial): c for c, monomial in enumerate(monomials(self.irreps_in.dim, 4))}
-        factors, pairs = self._pairs[1], self._pairs[ir.p]
+        factors, pairs = self._pairs[1].tolist(), self._pairs[ir.p].tolist()
         arranged = np.zeros((len(basis), ir.dim, len(factors), len(pairs)))
         for f, factor in enumerate(factors):
             for c, pair in enumerate(pairs):
@@ -353,12 +353,13 @@ class SymmetricPower(BoundPower):
     ) -> Float[Array, "batch rows features"]:
         """The weights of orders ``first`` to ``last`` of an irrep times their coefficients."""
         mine = slice(self.weight_slices[index, first].start, self.weight_slices[index, last].stop)
-        flat = jnp.asarray(coefficients.reshape(len(coefficients), -1), weights.dtype)
-        return _applied(weights[:, mine], flat).reshape(len(weights), *coefficients.shape[1:])
+        number, rows, features = coefficients.shape
+        flat = jnp.asarray(coefficients.reshape(number, rows * features), weights.dtype)
+        return _applied(weights[:, mine], flat).reshape(len(weights), rows, features)
 
     def _quartics(
         self, x: Float[Array, "batch dim nodes"], weights: Float[Array, "batch num_weights"]
-    ) -> list[Float[Array, "batch dim nodes"]]:
+    ) -> list[Float[Array, "batch _ nodes"]]:
         pairs = {
             p: _pick(pairs[:, 0], x) * _pick(pairs[:, 1], x) for p, pairs in self._pairs.items()
         }
@@ -376,7 +377,7 @@ Monomial = tuple[int, ...]  # indices of components, ascending
 
 
 def _sorted(components: Iterable[int]) -> Monomial:
-    return tuple(sorted(int(component) for component in components))
+    return tuple(sorted(components))
 
 
 def _outer(x: Float[Array, "batch dim nodes"]) -> Float[Array, "batch pairs nodes"]:
