@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives each large array back to the system, and a program that runs again pays
     for every page of it anew: energy and forces take 1.5 times as long. This holds for the whole
-    process and has to come before JAX starts its threads, so :func:`equizoo.load` calls it. Whoever has
-    settings of their own for glibc (``GLIBC_TUNABLES``, ``MALLOC_...``), or sets
+    process and has to come before JAX starts its threads, so :func:`equizoo.load` calls it. Whoever
+    has settings of their own for glibc (``GLIBC_TUNABLES``, ``MALLOC_...``), or sets
     ``EQUIZOO_MALLOC=system``, is left alone, as is every other C library.
     """
     own = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
