@@ -16,7 +16,6 @@ it runs.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -38,9 +37,9 @@ from equizoo.compile_cache import uncached
 from equizoo.eval.benchmark_timing import (
     Program,
     compile_program,
-    environment,
     numerics,
     time_in_turns,
+    write_table,
 )
 from equizoo.graph import (
     Budget,
@@ -565,15 +564,6 @@ def parts_table(architecture: str, whole: Part, parts: Sequence[Part], options) 
     return rows
 
 
-def write(path: Path, rows: Sequence[dict], facts: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*fields, *facts], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | facts for row in rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=["equiformer", "equiformer_v2"])
@@ -606,9 +596,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for grid in Grid:
                 name = f"equiformer_v2, {grid} grid"
                 parts += parts_table(name, *v2_parts(options, grid), options)
-        facts = environment()._asdict() | {"dtype": "float32", "threads": options.threads}
-    write(options.out / "equiformer.csv", rows, facts)
-    write(options.out / "equiformer_parts.csv", parts, facts)
+    facts = {"dtype": "float32", "threads": options.threads}
+    write_table(options.out / "equiformer.csv", rows, **facts)
+    write_table(options.out / "equiformer_parts.csv", parts, **facts)
 
 
 if __name__ == "__main__":

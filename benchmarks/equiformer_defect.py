@@ -12,7 +12,6 @@ only looks that it runs.
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 import itertools
@@ -26,7 +25,7 @@ import numpy as np
 from flax import nnx
 from scipy.spatial.transform import Rotation
 
-from equizoo.eval.benchmark_timing import environment
+from equizoo.eval.benchmark_timing import write_table
 from equizoo.graph import Budget, Graph, batch_frames, edge_vectors, sum_receivers, sum_senders
 from equizoo.layers.products import Products
 from equizoo.layers.sphere_grid import Grid
@@ -130,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         configs, options.models, options.rotations = configs[:1], 1, 1
     jax.config.update("jax_enable_x64", True)
-    facts = environment()._asdict() | {"models": options.models, "rotations": options.rotations}
     rows: list[dict[str, Any]] = []
     for config in configs:
         found = measure(config, options.models, options.rotations)
@@ -146,11 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(row | {name: f"{value:.1e}" for name, value in found.items()})
         print(rows[-1], flush=True)
         jax.clear_caches()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | facts for row in rows)
+    write_table(options.out, rows, models=options.models, rotations=options.rotations)
 
 
 if __name__ == "__main__":

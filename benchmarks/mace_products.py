@@ -11,7 +11,6 @@ machine: ``python benchmarks/mace_products.py --epochs 8``; ``--steps-only`` lea
 """
 
 import argparse
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from flax import nnx
 
 from equizoo.config import to_dict
 from equizoo.data.pipeline import training_stream
-from equizoo.eval.benchmark_timing import environment, time_in_turns
+from equizoo.eval.benchmark_timing import time_in_turns, write_table
 from equizoo.graph import make_frame
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products._base import TensorProduct
@@ -130,12 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row["test_300K_forces_rmse_meV_per_A"] = round(metrics["forces_rmse_meV_per_A"], 2)
             row["test_300K_energy_rmse_meV"] = round(metrics["energy_rmse_meV"], 2)
             print(row, flush=True)
-    facts = environment()._asdict() | {"dtype": "float32"}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | facts for row in rows)
+    write_table(options.out, rows, dtype="float32")
 
 
 if __name__ == "__main__":

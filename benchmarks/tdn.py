@@ -16,7 +16,6 @@ Run on an idle machine: ``python benchmarks/tdn.py throughput``; ``ranks`` needs
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from flax import nnx
 from scipy.spatial.transform import Rotation
 
 from equizoo.config import to_dict
-from equizoo.eval.benchmark_timing import Program, compile_program, environment, time_in_turns
+from equizoo.eval.benchmark_timing import Program, compile_program, time_in_turns, write_table
 from equizoo.eval.plots import _STYLE, BLACK, BLUE, VERMILION
 from equizoo.eval.potential import load
 from equizoo.graph import Budget, batch_frames, edge_vectors
@@ -462,15 +461,6 @@ class figure:
         self._style.__exit__(None, None, None)
 
 
-def write_csv(rows: Sequence[Row], path: Path, dtype: str) -> None:
-    facts = environment()._asdict() | {"dtype": dtype}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | facts for row in rows)
-
-
 QUESTIONS: dict[str, tuple[Callable, Callable, str]] = {
     "deviation": (deviation, plot_deviation, "float64"),
     "ranks": (ranks, plot_ranks, "float32"),
@@ -502,7 +492,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answer, plot, dtype = QUESTIONS[options.question]
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         rows = answer(options)
-        write_csv(rows, options.out / f"tdn_{options.question}.csv", dtype)
+        write_table(options.out / f"tdn_{options.question}.csv", rows, dtype=dtype)
     plot(rows, options.out / f"tdn_{options.question}.png")
 
 

@@ -111,13 +111,8 @@ def load_dataset(
         options |= dict(data_energy_reference=data_energy_reference)
         options |= dict(adsorption_references=adsorption_references)
         return join([load_dataset(name, keys, **options) for name in names], str(name_or_path))
-    source, path = _located(
-        name_or_path,
-        energy_reference,
-        data_energy_reference,
-        adsorption_references,
-        level_of_theory,
-    )
+    energies = energy_reference, data_energy_reference, adsorption_references
+    source, path = _located(name_or_path, *energies, level_of_theory)
     if is_prepared(path):
         given = dict(keys=keys, isolated_atoms=isolated_atoms, target=target)
         given |= dict(adsorption_references=adsorption_references)
@@ -147,10 +142,7 @@ def load_dataset(
         source.keys if keys is None else keys,
         index=index,
         require=source.require if require is None else require,
-        energy_reference=_of_plain(
-            path, energy_reference, data_energy_reference, adsorption_references
-        )
-        or source.energy_reference,
+        energy_reference=_of_plain(path, *energies) or source.energy_reference,
         level_of_theory=source.level_of_theory if level_of_theory is None else level_of_theory,
         isolated_atoms=_isolated_atoms(source) if isolated_atoms is None else isolated_atoms,
         on_bad=on_bad,
@@ -272,13 +264,8 @@ def find_origins(
     options |= dict(adsorption_references=adsorption_references)
     if names := _matching(str(name_or_path)):
         return [origin for name in names for origin in find_origins(name, keys, **options)]
-    source, path = _located(
-        name_or_path,
-        energy_reference,
-        data_energy_reference,
-        adsorption_references,
-        level_of_theory,
-    )
+    energies = energy_reference, data_energy_reference, adsorption_references
+    source, path = _located(name_or_path, *energies, level_of_theory)
     if is_prepared(path):
         raise ValueError(f"{path} is prepared already; give the files it was made of.")
     if path.is_dir() and (files := sorted([*path.glob("*.h5"), *path.glob("*.hdf5")], key=_order)):
@@ -293,8 +280,7 @@ def find_origins(
         if adsorption_references is not None:
             references = Path(adsorption_references).expanduser().resolve()
     else:
-        given = energy_reference, data_energy_reference, adsorption_references
-        stated = _of_plain(path, *given) or source.energy_reference
+        stated = _of_plain(path, *energies) or source.energy_reference
     return [
         Origin(
             name=source.name,

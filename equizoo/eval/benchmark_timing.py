@@ -1,12 +1,13 @@
 """Compiled programs and their times: compilation apart, every call awaited, programs in turns."""
 
 import contextlib
+import csv
 import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,6 +151,17 @@ def environment() -> Environment:
         equizoo=__version__,
         commit=_commit(Path(__file__).parents[2]),
     )
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Writes rows as CSV, each with the :func:`environment` and ``facts``; blank what it lacks."""
+    common = environment()._asdict() | facts
+    columns = dict.fromkeys(key for row in rows for key in row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*columns, *common], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **common} for row in rows)
 
 
 def installed_version(distribution: str) -> str:

@@ -48,9 +48,11 @@ def pair_potential(cutoff: float = 3.0) -> Potential:
     )
 
 
-def mace_potential(seed: int = 0, **options) -> Potential:
+def mace_potential(
+    seed: int = 0, atomic_numbers: tuple[int, ...] = (1, 6, 8), **options
+) -> Potential:
     config = MACEConfig(
-        atomic_numbers=(1, 6, 8),
+        atomic_numbers=atomic_numbers,
         cutoff=3.5,
         avg_num_neighbors=8.0,
         channels=4,

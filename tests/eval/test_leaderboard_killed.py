@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
+from models import mace_potential
 
 from equizoo.data.catalyst import open_catalyst
 from equizoo.eval.leaderboard_tasks import TASKS
-from equizoo.eval.potential import Potential, load
+from equizoo.eval.potential import load
 from equizoo.structure import EnergyReference
-from equizoo.zoo.mace import MACEConfig
 
 FOLDERS = [Path(f) for f in os.environ.get("EQUIZOO_DATA", "").split(os.pathsep) if f]
 DATA = next((f for f in FOLDERS if (f / "oc20_relax").is_dir()), None)
@@ -57,22 +56,11 @@ def here(tmp_path_factory):
     for split in TASK.splits:
         for frame in open_catalyst(folder / "data" / f"test_{split}"):
             elements.update(frame.structure.atomic_numbers.tolist())
-    config = MACEConfig(
-        atomic_numbers=tuple(sorted(elements)),
-        cutoff=4.0,
-        avg_num_neighbors=20.0,
-        channels=4,
-        hidden_l_max=1,
-        l_max=2,
-        correlation=2,
-        radial_widths=(8,),
-        readout_channels=4,
-    )
-    Potential(
-        config.build(rngs=nnx.Rngs(0)),
-        reference_energies=dict.fromkeys(config.atomic_numbers, 0.0),
+    numbers = tuple(sorted(elements))
+    mace_potential(
+        atomic_numbers=numbers,
+        reference_energies=dict.fromkeys(numbers, 0.0),
         energy_reference=EnergyReference.ADSORPTION,
-        level_of_theory="none",
     ).save(folder / "model")
     return folder
 
