@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from equizoo.data.doctor_elements import frames_with
 from equizoo.data.doctor_equivalence import TOLERANCE, Comparison
 from equizoo.data.doctor_findings import Finding, Verdict, named
-from equizoo.data.doctor_frames import FrameFacts
+from equizoo.data.doctor_frames import REACH, FrameFacts, measure
 from equizoo.data.readers import Dataset
 from equizoo.structure import Structure, symbols
 
@@ -80,6 +80,14 @@ def _identical(a: Structure, b: Structure) -> bool:
         and np.allclose(a.positions, b.positions, rtol=0, atol=TOLERANCE)
         and np.allclose(a.cell, b.cell, rtol=0, atol=TOLERANCE)
     )
+
+
+def held_by(dataset: Dataset, other: Dataset) -> list[int]:
+    """Frames of ``dataset`` that ``other`` has too, as they are or by symmetry, in order."""
+    structures = [*dataset.structures, *other.structures]
+    facts = [measure(structure, REACH) for structure in structures]
+    pairs, _ = find_pairs(structures, facts, len(dataset))
+    return sorted({pair.first for pair in pairs})
 
 
 # ---- checks

@@ -1,10 +1,15 @@
 """The doctor's look at a run's data, before anything is trained on them."""
 
+import dataclasses
 import enum
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from equizoo.data.doctor_findings import Diagnosis, Finding
+from equizoo.data.prepared import is_lazy, selection
 from equizoo.data.readers import Dataset, LabelKeys
+from equizoo.train.hosts import is_first
 
 
 class DataChecks(enum.StrEnum):
@@ -59,8 +64,9 @@ def check_data(
             raise ValueError(
                 f"{dataset.name} is not fit for training:\n"
                 + "\n".join(f"- {finding}" for finding in diagnosis.errors)
-                + "\nRepair the data; or go on regardless, with --data-checks warn (in a recipe, "
-                '"checks": "warn" under "data"). The whole picture: equizoo doctor.'
+                + '\nRepair the data (in a recipe, "without": ["TEST SET"] under "data" leaves out '
+                "what a test set has too); or go on regardless, with --data-checks warn (in a "
+                'recipe, "checks": "warn"). The whole picture: equizoo doctor.'
             )
         shown = (*diagnosis.errors, *shown)
     console = Console(stderr=True)
@@ -69,3 +75,34 @@ def check_data(
             f"{finding.verdict.value}: {finding}", markup=False, highlight=False, soft_wrap=True
         )
     return diagnosis
+
+
+def without(dataset: Dataset, others: Sequence[Dataset]) -> Dataset:
+    """The data set without the frames that others have too, as they are or by symmetry.
+
+    Prints how many they are. Raises ``ValueError`` for prepared data, whose frames are not all
+    looked at, and when nothing is left.
+    """
+    from rich.console import Console
+
+    from equizoo.data.doctor_duplicates import held_by
+
+    console = Console(stderr=True, quiet=not is_first())
+    dropped: set[int] = set()
+    for other in others:
+        if is_lazy(dataset.structures) or is_lazy(other.structures):
+            raise ValueError(
+                f"Frames of {other.name} cannot be left out of {dataset.name}: prepared data are "
+                "not held in memory. Leave them out of the files before 'equizoo prepare'."
+            )
+        found = held_by(dataset, other)
+        dropped.update(found)
+        console.print(
+            f"{len(found)} of {len(dataset)} frames of {dataset.name} are in {other.name} too, as "
+            "they are or by symmetry: left out.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    kept = np.setdiff1d(np.arange(len(dataset)), sorted(dropped))
+    if not len(kept):
+        raise ValueError(f"All frames of {dataset.name} are left out; expected some to train on.")
+    return dataclasses.replace(dataset, structures=selection(dataset.structures, kept))

@@ -30,7 +30,7 @@ from equizoo.graph import ForcesOn, Frame, make_frame
 from equizoo.neighbors import Neighbors
 from equizoo.structure import EnergyReference, Structure, symbols
 from equizoo.train.config import TrainConfig
-from equizoo.train.data_checks import DataChecks, check_data
+from equizoo.train.data_checks import DataChecks, check_data, without
 from equizoo.train.hosts import is_first, on_first, stoppable
 from equizoo.train.loop import Fitted, fit, make_corruptor
 from equizoo.train.progress import BOARDS, Board, read_rows
@@ -49,6 +49,7 @@ class DataConfig:
     train: str  # name of a data set, or a pattern of names, or a file
     valid: str | None = None  # likewise; None: split off from train
     num_valid: int | None = None  # frames to split off; None: a tenth
+    without: tuple[str, ...] = ()  # sets whose frames, also by symmetry, are left out of train
     num_train: int | None = None  # of those left, at random: fewer are among more; None: all
     split_seed: int = 0
     test: tuple[str, ...] = ()  # neither trained on nor chosen by
@@ -221,7 +222,7 @@ def prepare_data(config: DataConfig) -> Prepared:
             target=config.target,
         )
 
-    train = load(config.train)
+    train = without(load(config.train), [load(name) for name in config.without])
     if config.valid is None:
         train, valid = _split(train, config.num_valid, config.split_seed)
     else:

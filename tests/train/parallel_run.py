@@ -14,7 +14,7 @@ from conftest import every_step, frames_of, make_structures, packing_for, tiny_m
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
 from equizoo.train.loop import fit
 
-PARTS = 4
+PARTS = 8
 CONFIG = TrainConfig(
     epochs=3,
     batch_size=2 * PARTS,
@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
 
 
 def run(folder: Path, last_step: int) -> None:
-    frames = frames_of(make_structures(32))
+    frames = frames_of(make_structures(7 * PARTS))
     losses: list[float] = []
     devices: list[int] = []
 
@@ -39,7 +39,7 @@ def run(folder: Path, last_step: int) -> None:
     try:
         packing = packing_for(frames, CONFIG.batch_size // PARTS)
         with every_step(see):
-            fitted = fit(tiny_model(), frames[:24], frames[24:], packing, CONFIG, folder)
+            fitted = fit(tiny_model(), frames[:-PARTS], frames[-PARTS:], packing, CONFIG, folder)
         params = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(fitted.params)]
     except KeyboardInterrupt:
         params = []
