@@ -10,7 +10,8 @@ Our model has the weights of mace-torch's, so its row has the difference of ener
 
 Rows by library and variant: ``mace-torch:reduced`` has the smaller basis of couplings
 (``use_reduced_cg``); ``equizoo:system-malloc`` leaves freed memory to the C library's defaults,
-which ``equizoo.load`` does not (``host_memory.py``). ``peak_mb`` is what the process holds at most
+which ``equizoo.load`` does not (``host_memory.py``); ``equizoo:compiled`` is the inference form
+(``Potential.compile``), which is not for training. ``peak_mb`` is what the process holds at most
 during a call after the first, ``imported_mb`` what it held before it had a model.
 
 Writes ``results/mace_peers.csv``. On an idle machine, with ``3bpa`` at hand (``EQUIZOO_DATA``):
@@ -49,7 +50,15 @@ WORKERS = {
     "mace-torch": "_mace_peer_torch.py",
     "mlip": "_mace_peer_mlip.py",
 }
-LIBRARIES = ("mace-torch", "mace-torch:reduced", "mlip", "equizoo", "equizoo:system-malloc")
+LIBRARIES = (
+    "mace-torch",
+    "mace-torch:reduced",
+    "mlip",
+    "equizoo",
+    "equizoo:compiled",
+    "equizoo:system-malloc",
+)
+NOT_TRAINED = "equizoo:compiled"
 SAME = 1e-4  # relative: more than rounding in float32, and the two models are not the same
 
 
@@ -219,6 +228,7 @@ def run_case(
                 malloc=os.environ.get("GLIBC_TUNABLES", ""),
             )
             for library in libraries
+            if not (case.train and library == NOT_TRAINED)
         }
         _measure(case, rows, pythons, file, options)
     return list(rows.values())
@@ -260,8 +270,8 @@ def _measure(
     if "equizoo" in times:
         for library in times:
             rows[library].times_ours = median(times[library]) / median(times["equizoo"])
-    for library in ("equizoo", "equizoo:system-malloc"):
-        if library in answers and "mace-torch" in answers:
+    for library in rows:
+        if library.startswith("equizoo") and library in answers and "mace-torch" in answers:
             _compare(rows[library], answers[library], answers["mace-torch"])
 
 

@@ -58,7 +58,9 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def on_sample(recipe: Recipe, folder: Path, steps: int, small: bool) -> Recipe:
+def on_sample(
+    recipe: Recipe, folder: Path, steps: int, small: bool, channels: int | None
+) -> Recipe:
     """The recipe with the sample for data, for about ``steps`` steps."""
     relaxed = recipe.data.target == Target.RELAXED
     name = "oc20_relax/is2re_train" if relaxed else "oc20_relax/s2ef_val"
@@ -76,6 +78,8 @@ def on_sample(recipe: Recipe, folder: Path, steps: int, small: bool) -> Recipe:
         model.pop(mean, None)
     if small:
         model |= SMALL[model["architecture"]]
+    if channels is not None:
+        model["channels"] = channels
     batch = 2 if small else min(recipe.training.batch_size, 8)
     valid = max(1, len(kept) // 10)
     per_epoch = max(1, (len(kept) - valid) // batch)
@@ -125,13 +129,20 @@ def losses(folder: Path) -> tuple[float, float]:
     return float(np.mean(found[:part])), float(np.mean(found[-part:]))
 
 
-def main(out: Path, steps: int = 300, small: bool = False, recipes: tuple[str, ...] = ()) -> None:
+def main(
+    out: Path,
+    steps: int = 300,
+    small: bool = False,
+    channels: int | None = None,
+    recipes: tuple[str, ...] = (),
+) -> None:
     """Tries recipes, and writes what became of each to standard output and OUT/results.csv.
 
     Args:
         out: folder for the runs; must not exist.
         steps: of training, about.
         small: few channels and layers, batches of two structures.
+        channels: as many instead, of architectures that have such a field.
         recipes: names; by default all for OC20.
     """
     out.mkdir(parents=True)
@@ -140,7 +151,7 @@ def main(out: Path, steps: int = 300, small: bool = False, recipes: tuple[str, .
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name in names:
-            recipe = on_sample(load_recipe(RECIPES / f"{name}.json"), out, steps, small)
+            recipe = on_sample(load_recipe(RECIPES / f"{name}.json"), out, steps, small, channels)
             result = train(recipe, out / name)
             if result is None:
                 sys.exit("stopped")

@@ -216,7 +216,7 @@ def ranks(options: argparse.Namespace) -> list[Row]:
     }
     products |= {"exact, K = 1": SharedWeights()}
     products |= {f"exact, K = {k}": LowRankWeights(k) for k in options.dial}
-    products |= {"exact, all couplings": ClebschGordan()}
+    products |= {"exact, one per degree": CPDecomposed(), "exact, all couplings": ClebschGordan()}
     extra = {"linear": "per_degree"}  # the last step of the dial
     runs = [(name, product, {}) for name, product in products.items()]
     runs.append(("exact, all couplings, linear maps per degree", ClebschGordan(), extra))

@@ -97,6 +97,9 @@ class Potential:
         self._choose_head(self.config.heads[0] if head is None else head)
         # elements whose reference energies are those of others; see with_new_elements
         self.placeholders: frozenset[int] = frozenset()
+        self.force_bound: float | None = None  # [eV/Å] of an inference form; see compile
+        self.inference: InferenceForm | None = None  # what compile has found out
+        self._form: Potential | None = None
         self._graphdef, self._params = _split(model)
         self._params_in: dict[str, nnx.State] = {}
         self._forget_programs()
@@ -140,6 +143,7 @@ class Potential:
             "smooth": config.smooth,
             "conservative": config.conservative,
             **({} if self.revision is None else {"revision": self.revision}),
+            **({} if self.force_bound is None else {"force_bound_eV_A": self.force_bound}),
             **several,
         }
 
@@ -159,10 +163,12 @@ class Potential:
         )
         other.card, other.placeholders = None, frozenset()
         other._choose_head(self.head)
+        other._form = None
         return other
 
     def with_parameters(self, params: nnx.State, name: str) -> "Potential":
         """The same model with other weights, trained further, and no card yet."""
+        self._refuse_inference_form("with_parameters")
         model = nnx.merge(nnx.graphdef(self.model), params)
         other = self._with_model(model, self._energies)
         other.name, other.card, other.source = name, None, {}
@@ -179,10 +185,12 @@ class Potential:
         """The same model, answering with another of its heads; compiled programs are shared."""
         other = copy.copy(self)
         other._choose_head(head)
+        other._form = None
         return other
 
     def only_head(self) -> "Potential":
         """The model with the head in use alone, equal to rounding: to continue training it."""
+        self._refuse_inference_form("only_head")
         if len(self.config.heads) == 1:
             return self
         return self._with_model(self.model.with_head(self.head), self.reference_energies)
@@ -193,6 +201,7 @@ class Potential:
         It is smaller: tables of the other elements are gone. Raises ``ValueError`` for elements
         that the model does not have, and architectures that cannot be cut.
         """
+        self._refuse_inference_form("with_elements")
         known = {chemical_symbols[z]: z for z in self.config.atomic_numbers}
         elements = list(elements)
         if unknown := sorted(set(elements) - set(known)):
@@ -217,6 +226,7 @@ class Potential:
         to rounding. Raises ``ValueError`` for elements that the model has already, and where those
         that they are to be like are not the model's.
         """
+        self._refuse_inference_form("with_new_elements")
         known = self.config.atomic_numbers
         if wrong := [s for s in (*like, *like.values()) if s not in chemical_symbols[1:]]:
             raise ValueError(f"{wrong} are no chemical symbols; expected e.g. {{'Si': 'C'}}.")
@@ -236,6 +246,50 @@ class Potential:
         larger = self._with_model(model, energies)
         larger.card, larger.placeholders = None, self.placeholders | set(origins)
         return larger
+
+    def compile(
+        self,
+        elements: Iterable[str] | None = None,
+        tolerance: float = 1e-5,  # [eV/Å]
+    ) -> "Potential":
+        """The inference form: the same predictions from less work, with a bound on the error.
+
+        Radial networks become splines, whose energies are smooth and whose forces are exact
+        derivatives, and the first layer sums over neighbours before there are channels. With
+        ``elements`` (chemical symbols), of these alone.
+
+        :attr:`force_bound` of the result [eV/Å] is three times the largest difference of a force
+        component to this potential, both in float64, on generated structures that hold all elements
+        (:func:`equizoo.eval.inference.probes`), for every head; in a structure with a force
+        above 10 eV/Å in proportion to its largest. Measured, not proven, for other structures.
+        Without ``elements`` calculators of this potential use the form from then on where the bound
+        is below what float32 changes, see :meth:`calculator`. The form cannot be saved, changed or
+        trained; its head and reference energies can be exchanged.
+
+        Compiles three programs at least, to compare them. Raises ``ValueError`` when the bound
+        cannot be brought down to ``tolerance``, and for models that have no such form.
+        """
+        from equizoo.eval.inference import measured_form  # which builds on this module
+
+        self._refuse_inference_form("compile")
+        chosen = self if elements is None else self.with_elements(elements)
+        form, chosen.inference = measured_form(chosen, tolerance)
+        form.force_bound, chosen._form = chosen.inference.force_bound, form
+        return form
+
+    def with_inference_form(self, tolerance: float) -> "Potential":
+        """:meth:`compile` to a ``tolerance`` relative to radial functions; nothing is measured."""
+        self._refuse_inference_form("with_inference_form")
+        form = self._with_model(self.model.inference_form(tolerance), self._energies)
+        form.revision, form.force_bound = self.revision, np.inf
+        return form
+
+    def _refuse_inference_form(self, what: str) -> None:
+        if self.force_bound is not None:
+            raise ValueError(
+                f"{what} is not for the inference form of a model, whose parameters are tables; "
+                "do it with the potential that was compiled, and compile the result."
+            )
 
     def _with_model(self, model: Architecture, energies: Any) -> "Potential":
         levels = {head: self._levels[head] for head in model.config.heads}
@@ -455,18 +509,30 @@ class Potential:
     # ---- ASE and files
 
     def calculator(self, dtype: str = "float32") -> Calculator:
-        """An ASE calculator that shares this potential's compiled programs."""
+        """An ASE calculator that shares this potential's compiled programs.
+
+        In float32 it has the inference form if :meth:`compile` was called, now or before the model
+        was saved, and found its bound to be below what float32 itself changes. To have one or the
+        other: ``potential.compile().calculator()`` and ``EquizooCalculator(potential)``.
+        """
         from equizoo.eval.calculator import EquizooCalculator
 
-        return EquizooCalculator(self, dtype)
+        known = self.inference
+        if dtype != "float32" or known is None or not known.force_bound < known.rounding:
+            return EquizooCalculator(self, dtype)
+        if self._form is None:
+            self._form = self.with_inference_form(known.tolerance)
+            self._form.force_bound = known.force_bound
+        return EquizooCalculator(self._form, dtype)
 
     def save(self, folder: str | Path, golden: bool = True) -> str:
         """Writes a model folder that :func:`load` reads back exactly; the SHA-256 of the weights.
 
         ``golden`` adds a few generated structures with their outputs, which loading checks. Raises
         ``ValueError`` when the folder exists and is not empty, and while reference energies of new
-        elements mean nothing.
+        elements mean nothing; an inference form, which is made anew from the saved model.
         """
+        self._refuse_inference_form("save")
         if self.placeholders:
             raise ValueError(
                 f"The model has no reference energies for {symbols(sorted(self.placeholders))} "
@@ -479,6 +545,8 @@ class Potential:
         }
         if self.source:
             block["source"] = self.source
+        if self.inference is not None:
+            block["inference"] = dataclasses.asdict(self.inference)
         if len(self.config.heads) > 1:
             block["head"] = self.head
             block["heads"] = {
@@ -568,6 +636,15 @@ class Potential:
 
 
 @dataclasses.dataclass(frozen=True)
+class InferenceForm:
+    """What :meth:`Potential.compile` has found out about a model."""
+
+    tolerance: float  # of radial functions, relative, that it took
+    force_bound: float  # [eV/Å] see Potential.compile
+    rounding: float  # [eV/Å] the largest difference between float32 and float64, likewise
+
+
+@dataclasses.dataclass(frozen=True)
 class _HeadBlock:
     """One of several heads."""
 
@@ -585,6 +662,7 @@ class _PotentialBlock:
     head: str | None = None
     heads: dict[str, _HeadBlock] = dataclasses.field(default_factory=dict)
     source: dict[str, str] = dataclasses.field(default_factory=dict)
+    inference: InferenceForm | None = None
 
 
 def load(
@@ -650,6 +728,7 @@ def load(
         head=block.head,
         source=block.source,
     )
+    potential.inference = block.inference
     if potential.card is None and str(spec) in MODELS:  # not in its folder in the package
         potential.card = MODELS.text(str(spec))
     if folder.parent.name == "snapshots":  # of the Hub's cache, where folders are named by commit

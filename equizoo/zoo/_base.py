@@ -256,6 +256,15 @@ class Architecture(nnx.Module):
             ]
         return nnx.merge(graphdef, nnx.from_flat_state(new))
 
+    def inference_form(self, tolerance: float) -> "Architecture":
+        """The model with parts of it tabulated, to about ``tolerance`` of their largest values: it
+        has other parameters, and is not for training. ``ValueError`` where there is no such form.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no inference form; use the potential as it is. "
+            "Architectures that have one: mace."
+        )
+
     def with_head(self, head: str) -> "Architecture":
         """The model with one of its heads only, equal for it; ``ValueError`` where it cannot."""
         raise ValueError(f"{type(self).__name__} has no heads to choose from.")

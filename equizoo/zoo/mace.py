@@ -7,6 +7,7 @@ published implementation, with the variants that its foundation models use.
 import abc
 import dataclasses
 import enum
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,7 @@ from equizoo.layers.radial import (
     covalent_radii,
     polynomial_envelope,
 )
+from equizoo.layers.radial_spline import Knots, NeighborDensities, Places, RadialSpline
 from equizoo.layers.repulsion import ZBL
 from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct, natural_irreps
@@ -257,12 +259,19 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+# Of inference forms.
+_MOST_KINDS = 5  # of 15 pairs, with some 50 MB of tables for each layer
+_INTERVALS, _FINE = 1024, 1e-6  # so many pieces of a spline for such a tolerance, and at least
+_VANISHED = 1e-9  # an envelope below this counts as this
+
+
 class Edges(NamedTuple):
     """What layers see of the edges."""
 
     harmonics: Float[Array, "edges dim_harmonics"]
     radial: Float[Array, "edges num_basis"]
     envelope: Float[Array, " edges"] | None  # where it is not a factor of ``radial``
+    places: Places | None = None  # of splines in place of networks, see MACE.inference_form
 
     def enveloped(self, x: Float[Array, "edges features"]) -> Float[Array, "edges features"]:
         """``x`` so that it vanishes at the cutoff, if ``radial`` does not see to that."""
@@ -282,6 +291,7 @@ class MACE(Architecture):
     }
 
     config: MACEConfig
+    knots: Knots | None = None  # of an inference form
 
     def __init__(self, config: MACEConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -351,9 +361,15 @@ class MACE(Architecture):
         if (transform := config.distance_transform) is not None:
             argument = transform(lengths, self._radii(transform.radii, lengths, graph))
         radial = config.radial_basis(argument, config.cutoff, config.num_bessel)
-        if config.envelope_on is EnvelopeOn.BASIS:
-            return Edges(harmonics, radial * envelope[:, None], None)
-        return Edges(harmonics, radial, envelope)
+        places = None
+        if self.knots is not None:
+            kinds = graph.species[graph.senders], graph.species[graph.receivers]
+            places = self.knots.places(lengths, kinds if self.knots.num_kinds > 1 else None)
+        if config.envelope_on is not EnvelopeOn.BASIS:
+            return Edges(harmonics, radial, envelope, places)
+        if places is not None:
+            places = places._replace(powers=places.powers * envelope[:, None])
+        return Edges(harmonics, radial * envelope[:, None], None, places)
 
     def _radii(
         self, radii: tuple[float, ...] | None, like: Float[Array, " edges"], graph: Graph
@@ -368,6 +384,33 @@ class MACE(Architecture):
         pairs = graph.species[graph.senders], graph.species[graph.receivers]
         radii = self._radii(repulsion.radii, lengths, graph)
         return repulsion(lengths, pairs, self.config.atomic_numbers, radii) / 2
+
+    def inference_form(self, tolerance: float) -> "MACE":
+        config, model = self.config, nnx.clone(self)
+        layers = [layer for layer in model.layers if isinstance(layer, AgnosticLayer)]
+        if self.knots is not None or not layers:
+            raise ValueError(
+                "The radial networks of this model are splines already, or see the atoms "
+                f"({', '.join(config.interactions)}), so that no spline can replace them: use the "
+                "model as it is."
+            )
+        kinds = 1 if config.distance_transform is None else len(config.atomic_numbers)
+        if kinds > _MOST_KINDS:
+            raise ValueError(
+                f"The model has {kinds} elements, and its distance_transform makes radial networks "
+                f"differ between their pairs; at most {_MOST_KINDS} are tabulated. Choose those "
+                'that you need: elements=["Si", "O"].'
+            )
+        # derivatives of a quintic spline err by the fifth power of its step
+        intervals = math.ceil(_INTERVALS * (_FINE / tolerance) ** 0.2)
+        model.knots = Knots(config.cutoff, max(_INTERVALS, intervals), kinds)
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            for layer in layers:
+                layer.tabulate(model.knots, tolerance)
+            first = model.layers[0]
+            if isinstance(first, AgnosticLayer) and not config.joint_embedding:
+                first.sum_densities(self.embedding[...])
+        return model
 
     def with_head(self, head: str) -> "Architecture":
         config = self.config
@@ -495,6 +538,8 @@ class MACELayer(nnx.Module):
 class AgnosticLayer(MACELayer):
     """``real_agnostic`` and its variants with density and residual."""
 
+    densities: NeighborDensities | None = None  # instead of the convolution; inference forms only
+
     def _build(self, num_weights, irreps_paths, rngs):
         config, messages = self.config, natural_irreps(self.config.l_max)
         residual = self.kind in _RESIDUAL
@@ -515,16 +560,80 @@ class AgnosticLayer(MACELayer):
             self.density = self._scalar_mlp((config.num_bessel, 1), rngs)
 
     def _interact(self, x, edges, graph):
-        summed = self._convolve(self.linear_up(x), self.radial(edges.radial), edges, graph)
-        if self.kind in _DENSITY:
-            messages = self.linear(summed) / (
-                1 + _density(self.density, edges.radial, edges, graph)
-            )
+        seen = edges.radial if edges.places is None else edges.places
+        if self.densities is None:
+            summed = self._convolve(self.linear_up(x), self.radial(seen), edges, graph)
+            messages = self.linear(summed)
         else:
-            messages = self.linear(summed) / self.config.avg_num_neighbors
+            messages = self.densities(seen, edges.enveloped(edges.harmonics), graph)
+        if self.kind in _DENSITY:
+            messages = messages / (1 + _density(self.density, seen, edges, graph))
+        else:
+            messages = messages / self.config.avg_num_neighbors
         if self.kind in _RESIDUAL:
             return messages, self.species_linear(x, graph)
         return self.species_linear(messages, graph), None
+
+    def tabulate(self, knots: Knots, tolerance: float) -> None:
+        """Makes splines of the radial networks."""
+        config = self.config
+        basis, transform = config.radial_basis, config.distance_transform
+        on_basis = config.envelope_on is EnvelopeOn.BASIS
+
+        def envelope(r: Any) -> Array:
+            return polynomial_envelope(jnp.asarray(r), config.cutoff, config.envelope_p)
+
+        def spline(network: ScalarMLP) -> RadialSpline:
+            @jax.jit
+            def of_radii(r: Array, radii: Array) -> Array:
+                argument = r if transform is None else transform(r, radii)
+                x = basis(argument, config.cutoff, config.num_bessel)
+                if not on_basis:
+                    return network(x)
+                # zero goes to zero, so network(f x) / f has a limit where the envelope f vanishes
+                f = jnp.maximum(envelope(r), _VANISHED)[:, None]
+                return network(x * f) / f
+
+            def of_pair(r: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+                radii = 0.0
+                if transform is not None:
+                    table = covalent_radii(config.atomic_numbers, transform.radii)
+                    radii = float(table[list(pair)].sum())
+                return np.asarray(of_radii(jnp.asarray(r), jnp.full(len(r), radii)))
+
+            return RadialSpline(of_pair, lambda r: np.asarray(envelope(r)), knots, tolerance)
+
+        self.radial = spline(self.radial)
+        if self.kind in _DENSITY:
+            self.density = spline(self.density)
+
+    def sum_densities(self, embedding: Float[Array, "species channels"]) -> None:
+        """Makes densities of neighbours of the convolution, if that is less work: of features that
+        are the species' rows of ``embedding``."""
+        messages, (product, _) = natural_irreps(self.config.l_max), self._products()
+        number, num_species = self.radial.functions.number, len(embedding)
+        if not product.exact or product.on_harmonics:  # densities are no harmonics
+            return
+        if number * num_species > product.num_weights * self.edge_channels:
+            return
+
+        @jax.jit
+        def kernels(embedding: Array) -> dict[str, Array]:
+            up = self.linear_up(embedding[:, None] / float(np.sqrt(num_species)))
+            up = jnp.repeat(up, number, axis=0)
+            weights = jnp.tile(self.radial.kernel[...], (num_species, 1))
+            weights = weights.reshape(len(up), product.num_weights, -1)
+            found = {}
+            for (_, ir), place in zip(messages, messages.slices(), strict=True):
+                # by symmetry any component tells the factor of all of them
+                unit = jnp.zeros((len(up), messages.dim, 1)).at[:, place.start].set(1)
+                mapped = self.linear(product.per_path(up, unit, weights))
+                found[str(ir)] = mapped[:, place.start]
+            return found
+
+        found = kernels(embedding.astype(jnp.float64))
+        self.densities = NeighborDensities(self.radial.functions, messages, found)
+        del self.radial, self.linear_up, self.linear
 
 
 class AttentionLayer(MACELayer):
@@ -626,8 +735,8 @@ def _skip(
 
 
 def _density(
-    network: ScalarMLP | NormalizedMLP,
-    features: Float[Array, "edges features"],
+    network: ScalarMLP | NormalizedMLP | RadialSpline,
+    features: Float[Array, "edges features"] | Places,
     edges: Edges,
     graph: Graph,
 ) -> Float[Array, "nodes 1 1"]:
