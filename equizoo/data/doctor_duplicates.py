@@ -82,12 +82,16 @@ def _identical(a: Structure, b: Structure) -> bool:
     )
 
 
-def held_by(dataset: Dataset, other: Dataset) -> list[int]:
-    """Frames of ``dataset`` that ``other`` has too, as they are or by symmetry, in order."""
-    structures = [*dataset.structures, *other.structures]
+def held_by(dataset: Dataset, others: Sequence[Dataset]) -> list[set[int]]:
+    """For each of the others, the frames of ``dataset`` that it has too, also by symmetry."""
+    structures = [*dataset.structures, *(s for other in others for s in other.structures)]
     facts = [measure(structure, REACH) for structure in structures]
     pairs, _ = find_pairs(structures, facts, len(dataset))
-    return sorted({pair.first for pair in pairs})
+    ends = len(dataset) + np.cumsum([len(other) for other in others])
+    found: list[set[int]] = [set() for _ in others]
+    for pair in pairs:
+        found[int(np.searchsorted(ends, pair.second, side="right"))].add(pair.first)
+    return found
 
 
 # ---- checks

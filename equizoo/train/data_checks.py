@@ -87,22 +87,23 @@ def without(dataset: Dataset, others: Sequence[Dataset]) -> Dataset:
 
     from equizoo.data.doctor_duplicates import held_by
 
-    console = Console(stderr=True, quiet=not is_first())
-    dropped: set[int] = set()
+    if not others:
+        return dataset
     for other in others:
         if is_lazy(dataset.structures) or is_lazy(other.structures):
             raise ValueError(
                 f"Frames of {other.name} cannot be left out of {dataset.name}: prepared data are "
                 "not held in memory. Leave them out of the files before 'equizoo prepare'."
             )
-        found = held_by(dataset, other)
-        dropped.update(found)
+    console = Console(stderr=True, quiet=not is_first())
+    shared = held_by(dataset, others)
+    for other, found in zip(others, shared, strict=True):
         console.print(
             f"{len(found)} of {len(dataset)} frames of {dataset.name} are in {other.name} too, as "
             "they are or by symmetry: left out.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
-    kept = np.setdiff1d(np.arange(len(dataset)), sorted(dropped))
+    kept = np.setdiff1d(np.arange(len(dataset)), sorted(set().union(*shared)))
     if not len(kept):
         raise ValueError(f"All frames of {dataset.name} are left out; expected some to train on.")
     return dataclasses.replace(dataset, structures=selection(dataset.structures, kept))

@@ -222,14 +222,16 @@ def prepare_data(config: DataConfig) -> Prepared:
             target=config.target,
         )
 
-    train = without(load(config.train), [load(name) for name in config.without])
+    train = load(config.train)
+    named = {name: load(name) for name in dict.fromkeys((*config.test, *config.without))}
+    train = without(train, [named[name] for name in config.without])
     if config.valid is None:
         train, valid = _split(train, config.num_valid, config.split_seed)
     else:
         valid = load(config.valid)
     if config.num_train is not None:
         train = _sample(train, config.num_train, config.split_seed)
-    return Prepared(train, valid, {name: load(name) for name in config.test})
+    return Prepared(train, valid, {name: named[name] for name in config.test})
 
 
 def examine_run(
