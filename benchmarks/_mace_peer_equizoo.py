@@ -28,6 +28,8 @@ def prepare(case: dict[str, Any], variant: str) -> Prepared:
     from equizoo.structure import Structure
 
     potential = _potential(case)
+    if variant == "native":
+        potential = potential.with_kernels("native")
     if variant == "compiled":
         potential = potential.compile()
     config = potential.config

@@ -10,9 +10,10 @@ Our model has the weights of mace-torch's, so its row has the difference of ener
 
 Rows by library and variant: ``mace-torch:reduced`` has the smaller basis of couplings
 (``use_reduced_cg``); ``equizoo:system-malloc`` leaves freed memory to the C library's defaults,
-which ``equizoo.load`` does not (``host_memory.py``); ``equizoo:compiled`` is the inference form
-(``Potential.compile``), which is not for training. ``peak_mb`` is what the process holds at most
-during a call after the first, ``imported_mb`` what it held before it had a model.
+which ``equizoo.load`` does not (``host_memory.py``); ``equizoo:native`` has its sums over
+neighbours in machine code (``Potential.with_kernels``), and so has ``equizoo:compiled``, the
+inference form (``Potential.compile``), which is not for training. ``peak_mb`` is what the process
+holds at most during a call after the first, ``imported_mb`` what it held before it had a model.
 
 Writes ``results/mace_peers.csv``. On an idle machine, with ``3bpa`` at hand (``EQUIZOO_DATA``):
 
@@ -55,6 +56,7 @@ LIBRARIES = (
     "mace-torch:reduced",
     "mlip",
     "equizoo",
+    "equizoo:native",
     "equizoo:compiled",
     "equizoo:system-malloc",
 )

@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -59,16 +59,22 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 
 
 def on_sample(
-    recipe: Recipe, folder: Path, steps: int, small: bool, channels: int | None
+    recipe: Recipe,
+    folder: Path,
+    steps: int,
+    small: bool,
+    channels: int | None,
+    split: Literal["train", "val"],
+    most_atoms: int,
 ) -> Recipe:
     """The recipe with the sample for data, for about ``steps`` steps."""
     relaxed = recipe.data.target == Target.RELAXED
-    name = "oc20_relax/is2re_train" if relaxed else "oc20_relax/s2ef_val"
+    name = f"oc20_relax/{'is2re_train' if relaxed else f's2ef_{split}'}"
     dataset = load_dataset(name)
     kept = [
         s
         for s in dataset.structures
-        if s.num_nodes < 80 and (s.forces is None or np.abs(s.forces).max() < 20)
+        if s.num_nodes < most_atoms and (s.forces is None or np.abs(s.forces).max() < 20)
     ][:: 1 if relaxed else 4]
     file = folder / f"{Path(name).name}.xyz"
     if not file.exists():
@@ -134,6 +140,8 @@ def main(
     steps: int = 300,
     small: bool = False,
     channels: int | None = None,
+    split: Literal["train", "val"] = "val",
+    most_atoms: int = 80,
     recipes: tuple[str, ...] = (),
 ) -> None:
     """Tries recipes, and writes what became of each to standard output and OUT/results.csv.
@@ -143,6 +151,8 @@ def main(
         steps: of training, about.
         small: few channels and layers, batches of two structures.
         channels: as many instead, of architectures that have such a field.
+        split: of the frames for S2EF; ``train`` has all elements of the sample.
+        most_atoms: larger structures are left out.
         recipes: names; by default all for OC20.
     """
     out.mkdir(parents=True)
@@ -151,7 +161,8 @@ def main(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for name in names:
-            recipe = on_sample(load_recipe(RECIPES / f"{name}.json"), out, steps, small, channels)
+            recipe = load_recipe(RECIPES / f"{name}.json")
+            recipe = on_sample(recipe, out, steps, small, channels, split, most_atoms)
             result = train(recipe, out / name)
             if result is None:
                 sys.exit("stopped")

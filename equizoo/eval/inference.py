@@ -8,7 +8,7 @@ from equizoo.eval.golden import golden_structures
 from equizoo.eval.potential import InferenceForm, Potential
 from equizoo.structure import Structure
 
-SAFETY = 3.0  # the bound, over the largest difference that was found
+SAFETY = 10.0  # the bound, over the largest difference that was found
 LARGE = 10.0  # [eV/Å] differences count in proportion where the largest force is above this
 SCALES = (1.0, 0.85, 1.25)  # of golden structures: neighbours closer and farther than usual
 _FIRST, _FINEST = 1e-7, 1e-10  # tolerances of radial functions

@@ -27,7 +27,13 @@ from equizoo.host_memory import keep_freed_memory
 from equizoo.hub_client import HubAccess, Upload
 from equizoo.registry import ARCHITECTURES, MODELS, find_model_folder
 from equizoo.structure import EnergyReference, Structure, symbols
-from equizoo.zoo._base import Architecture, ArchitectureConfig, Prediction, energy_forces_stress
+from equizoo.zoo._base import (
+    Architecture,
+    ArchitectureConfig,
+    Kernels,
+    Prediction,
+    energy_forces_stress,
+)
 
 DTYPES = ("float32", "float64")
 BATCH_NODES = 512  # atoms in a batch, padding included
@@ -255,10 +261,11 @@ class Potential:
         """The inference form: the same predictions from less work, with a bound on the error.
 
         Radial networks become splines, whose energies are smooth and whose forces are exact
-        derivatives, and the first layer sums over neighbours before there are channels. With
-        ``elements`` (chemical symbols), of these alone.
+        derivatives. On a CPU with llvmlite sums over neighbours are machine code that takes its
+        weights from them (see :meth:`with_kernels`); elsewhere the first layer sums before there
+        are channels. With ``elements`` (chemical symbols), of these alone.
 
-        :attr:`force_bound` of the result [eV/Å] is three times the largest difference of a force
+        :attr:`force_bound` of the result [eV/Å] is ten times the largest difference of a force
         component to this potential, both in float64, on generated structures that hold all elements
         (:func:`equizoo.eval.inference.probes`), for every head; in a structure with a force
         above 10 eV/Å in proportion to its largest. Measured, not proven, for other structures.
@@ -276,6 +283,19 @@ class Potential:
         form, chosen.inference = measured_form(chosen, tolerance)
         form.force_bound, chosen._form = chosen.inference.force_bound, form
         return form
+
+    def with_kernels(self, kernels: Kernels | str) -> "Potential":
+        """The same potential with sums over neighbours by other ``kernels``: ``native`` is machine
+        code of our own, on the CPU, faster and equal to rounding (MACE).
+
+        Its config says so, and it can be saved and loaded anywhere: where there is no such code
+        XLA does the same. Raises ``ValueError`` for kernels that the architecture does not have, or
+        on a CPU without llvmlite.
+        """
+        self._refuse_inference_form("with_kernels")
+        other = self._with_model(self.model.with_kernels(Kernels(kernels)), self._energies)
+        other.revision = self.revision
+        return other
 
     def with_inference_form(self, tolerance: float) -> "Potential":
         """:meth:`compile` to a ``tolerance`` relative to radial functions; nothing is measured."""

@@ -20,6 +20,12 @@ _ORDER = 6  # coefficients of a piece: quintic, with four continuous derivatives
 _ROWS = 256  # of samples are enough to find out which functions matter
 
 
+# Of distances [Å], for a pair of kinds of atoms; float64.
+Network = Callable[
+    [Float[np.ndarray, " points"], tuple[int, int]], Float[np.ndarray, "points outputs"]
+]
+
+
 class Places(NamedTuple):
     """Where edges are in the tables of all splines of the same knots."""
 
@@ -75,6 +81,13 @@ class RadialFunctions(nnx.Module):
         return jnp.einsum("eok,eo->ek", pieces, places.powers)
 
 
+class RadialTable(RadialFunctions):
+    """A radial network whose outputs are splines, each with coefficients of its own."""
+
+    def __init__(self, network: Network, knots: Knots):
+        super().__init__(_pieces(*_samples(network, knots)))
+
+
 class RadialSpline(nnx.Module):
     r"""A radial network ``f`` as ``f_o(r) = \sum_k \phi_k(r) V_{k o}``, ``phi`` splines.
 
@@ -83,10 +96,7 @@ class RadialSpline(nnx.Module):
 
     def __init__(
         self,
-        network: Callable[
-            [Float[np.ndarray, " points"], tuple[int, int]],
-            Float[np.ndarray, "points outputs"],
-        ],  # of distances [Å], for a pair of kinds of atoms; float64
+        network: Network,
         envelope: Callable[[Float[np.ndarray, " points"]], Float[np.ndarray, " points"]],
         knots: Knots,
         tolerance: float,
@@ -94,8 +104,7 @@ class RadialSpline(nnx.Module):
         """What is left out of ``network`` times ``envelope`` is at any distance below ``tolerance``
         of its size there or, if that is more, of the median of its sizes: it is often much larger
         at distances shorter than any in the training data."""
-        r = np.linspace(0, knots.cutoff, knots.intervals + 1)
-        values = np.stack([network(r, pair) for pair in knots.pairs])
+        r, values = _samples(network, knots)
         every = max(1, len(r) // max(_ROWS // len(values), _ROWS // 4))
         seen = (values * envelope(r)[None, :, None])[:, ::every]
         seen = seen.reshape(-1, seen.shape[2])
@@ -105,15 +114,29 @@ class RadialSpline(nnx.Module):
         directions, left, _ = scipy.linalg.qr(seen.T, mode="economic", pivoting=True)
         left = np.abs(np.diag(left))
         kernel = directions[:, : max(1, int((left > tolerance).sum()))].T
-        spline = make_interp_spline(r, values @ kernel.T, k=_ORDER - 1, axis=1)
-        step = r[1]
-        table = [spline(r[:-1], nu=k) * (step**k / math.factorial(k)) for k in range(_ORDER)]
-        self.functions = RadialFunctions(np.stack(table, axis=2).reshape(-1, _ORDER, len(kernel)))
+        self.functions = RadialFunctions(_pieces(r, values @ kernel.T))
         with jax.enable_x64(True):
             self.kernel = nnx.Param(jnp.asarray(kernel))
 
     def __call__(self, places: Places) -> Float[Array, "edges outputs"]:
         return self.functions(places) @ self.kernel[...].astype(places.powers.dtype)
+
+
+def _samples(
+    network: Network, knots: Knots
+) -> tuple[Float[np.ndarray, " knots"], Float[np.ndarray, "pairs knots outputs"]]:
+    """The knots [Å], and the network there."""
+    r = np.linspace(0, knots.cutoff, knots.intervals + 1)
+    return r, np.stack([network(r, pair) for pair in knots.pairs])
+
+
+def _pieces(
+    r: Float[np.ndarray, " knots"], values: Float[np.ndarray, "pairs knots functions"]
+) -> Float[np.ndarray, "rows order functions"]:
+    """Coefficients of the splines through values, for powers of the place within a piece."""
+    spline, step = make_interp_spline(r, values, k=_ORDER - 1, axis=1), r[1]
+    table = [spline(r[:-1], nu=k) * (step**k / math.factorial(k)) for k in range(_ORDER)]
+    return np.stack(table, axis=2).reshape(-1, _ORDER, values.shape[2])
 
 
 class NeighborDensities(nnx.Module):

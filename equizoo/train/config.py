@@ -8,7 +8,7 @@ from typing import Literal
 from equizoo.graph import ForcesOn
 from equizoo.train.denoising import Denoising
 from equizoo.train.parametrization import LowRank
-from equizoo.zoo._base import Remat
+from equizoo.zoo._base import Kernels, Remat
 
 
 class Errors(enum.StrEnum):
@@ -117,6 +117,7 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps
     early_stop: int | None = None  # epochs without improvement, asked at validations
     remat: Remat = Remat.NONE  # what is computed again for derivatives, to save memory
+    kernels: Kernels = Kernels.XLA  # of sums over neighbours
     when_too_large: WhenTooLarge = WhenTooLarge.REFUSE
 
     def __post_init__(self):

@@ -116,6 +116,7 @@ def fit(
     than twenty of them and in no good step since.
     """
     _require_able(model, config)
+    computing = model.with_kernels(config.kernels)
     share = Share(jax.process_index(), jax.process_count())
     steps_per_epoch = -(-len(train) // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -125,10 +126,10 @@ def fit(
     mesh = None if config.microbatches == 1 else make_mesh(config.microbatches)
     optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
     schedule = learning_rate_schedule(config.optimizer, total_steps)
-    validate = make_validation_step(model, _stages(config)[-1], form)
+    validate = make_validation_step(computing, _stages(config)[-1], form)
     step_of = {
         weights: make_train_step(
-            model,
+            computing,
             optimizer,
             weights,
             config.optimizer.ema_decay,

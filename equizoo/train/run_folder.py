@@ -15,10 +15,11 @@ from equizoo.whole_files import written_whole
 
 FACTS = "run.json"
 FRAMES = "frames"  # among the facts: what data_facts says
-# Settings that may change when a run is resumed: on no step do they have an effect.
+# Settings that may change when a run is resumed: on no step do they have an effect but rounding.
 HARMLESS = (
     "training.checkpoint_every",
     "training.early_stop",
+    "training.kernels",
     "training.when_too_large",
     "data.checks",
     "data.test",

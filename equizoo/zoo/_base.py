@@ -26,6 +26,7 @@ from equizoo.graph import (
 from equizoo.neighbors import NeighborLimit, Neighbors
 from equizoo.registry import ARCHITECTURES
 from equizoo.structure import Structure
+from equizoo.tensor_products.native import Native
 
 
 class Symmetry(enum.StrEnum):
@@ -47,6 +48,14 @@ class Remat(enum.StrEnum):
 
     NONE = "none"
     LAYERS = "layers"
+
+
+class Kernels(enum.StrEnum):
+    """Who computes sums over neighbours: ``xla``, or machine code of our own, on the CPU (see
+    :class:`equizoo.tensor_products.native.Native`). They differ in rounding alone."""
+
+    XLA = "xla"
+    NATIVE = "native"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +180,7 @@ class Architecture(nnx.Module):
     """
 
     remats: ClassVar[frozenset[Remat]] = frozenset([Remat.NONE])
+    kernels: ClassVar[frozenset[Kernels]] = frozenset([Kernels.XLA])
     # Parameters with a row for every species, by a part of their path; true: the row is divided by
     # the root of the number of species, as if it came from a linear map of a one-hot vector.
     # None: species are in parameters in another way, and elements cannot be exchanged.
@@ -255,6 +265,24 @@ class Architecture(nnx.Module):
                 for path, param in nnx.to_flat_state(state)
             ]
         return nnx.merge(graphdef, nnx.from_flat_state(new))
+
+    def with_kernels(self, kernels: Kernels) -> "Architecture":
+        """The same model with sums over neighbours computed so, which its config then says.
+
+        Raises ``ValueError`` for kernels that the architecture does not have, or that need a
+        library which is not installed.
+        """
+        if kernels not in self.kernels:
+            raise ValueError(
+                f"kernels is {kernels.value!r}, which {type(self).__name__} does not have; "
+                f"expected one of {', '.join(sorted(self.kernels))}."
+            )
+        if kernels is Kernels.XLA:
+            return self
+        config: Any = self.config
+        product = Native.made_for(config.tensor_product)
+        config = dataclasses.replace(config, tensor_product=product)
+        return self._rebuilt(config, lambda path, value: value)
 
     def inference_form(self, tolerance: float) -> "Architecture":
         """The model with parts of it tabulated, to about ``tolerance`` of their largest values: it

@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import e3nn_jax as e3nn
 import jax
@@ -45,12 +45,21 @@ from equizoo.layers.radial import (
     covalent_radii,
     polynomial_envelope,
 )
-from equizoo.layers.radial_spline import Knots, NeighborDensities, Places, RadialSpline
+from equizoo.layers.radial_spline import (
+    Knots,
+    NeighborDensities,
+    Network,
+    Places,
+    RadialSpline,
+    RadialTable,
+)
 from equizoo.layers.repulsion import ZBL
 from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct, natural_irreps
+from equizoo.tensor_products._machine_code import available as machine_code_available
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
-from equizoo.zoo._base import Architecture, ArchitectureConfig, Remat, layer_call
+from equizoo.tensor_products.native import BoundNative
+from equizoo.zoo._base import Architecture, ArchitectureConfig, Kernels, Remat, layer_call
 
 
 class Interaction(enum.StrEnum):
@@ -261,7 +270,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 # Of inference forms.
 _MOST_KINDS = 5  # of 15 pairs, with some 50 MB of tables for each layer
-_INTERVALS, _FINE = 1024, 1e-6  # so many pieces of a spline for such a tolerance, and at least
+_INTERVALS, _FINE = 400, 1e-6  # so many pieces of a spline for such a tolerance, and at least
 _VANISHED = 1e-9  # an envelope below this counts as this
 
 
@@ -282,6 +291,7 @@ class MACE(Architecture):
     """Layers of (sum over neighbours, symmetric power, readout)."""
 
     remats = frozenset(Remat)
+    kernels = frozenset(Kernels)
     species_tables = {
         "embedding": True,
         "source_embedding": True,
@@ -386,7 +396,9 @@ class MACE(Architecture):
         return repulsion(lengths, pairs, self.config.atomic_numbers, radii) / 2
 
     def inference_form(self, tolerance: float) -> "MACE":
-        config, model = self.config, nnx.clone(self)
+        config = self.config
+        native = machine_code_available()
+        model = cast(MACE, self.with_kernels(Kernels.NATIVE)) if native else nnx.clone(self)
         layers = [layer for layer in model.layers if isinstance(layer, AgnosticLayer)]
         if self.knots is not None or not layers:
             raise ValueError(
@@ -408,7 +420,7 @@ class MACE(Architecture):
             for layer in layers:
                 layer.tabulate(model.knots, tolerance)
             first = model.layers[0]
-            if isinstance(first, AgnosticLayer) and not config.joint_embedding:
+            if not native and isinstance(first, AgnosticLayer) and not config.joint_embedding:
                 first.sum_densities(self.embedding[...])
         return model
 
@@ -562,8 +574,7 @@ class AgnosticLayer(MACELayer):
     def _interact(self, x, edges, graph):
         seen = edges.radial if edges.places is None else edges.places
         if self.densities is None:
-            summed = self._convolve(self.linear_up(x), self.radial(seen), edges, graph)
-            messages = self.linear(summed)
+            messages = self.linear(self._summed(self.linear_up(x), seen, edges, graph))
         else:
             messages = self.densities(seen, edges.enveloped(edges.harmonics), graph)
         if self.kind in _DENSITY:
@@ -574,6 +585,21 @@ class AgnosticLayer(MACELayer):
             return messages, self.species_linear(x, graph)
         return self.species_linear(messages, graph), None
 
+    def _summed(
+        self,
+        up: Float[Array, "nodes dim_edge edge_channels"],
+        seen: Float[Array, "edges num_basis"] | Places,
+        edges: Edges,
+        graph: Graph,
+    ) -> Float[Array, "nodes dim_paths edge_channels"]:
+        product, _ = self._products()
+        if isinstance(self.radial, RadialTable) and isinstance(seen, Places):
+            arrays = up, edges.harmonics, self.radial.table[...].astype(up.dtype)
+            if product.applies(graph, *arrays):
+                powers = edges.enveloped(seen.powers)
+                return product.convolve_tabulated(*arrays, seen.rows, powers, graph)
+        return self._convolve(up, self.radial(seen), edges, graph)
+
     def tabulate(self, knots: Knots, tolerance: float) -> None:
         """Makes splines of the radial networks."""
         config = self.config
@@ -583,7 +609,7 @@ class AgnosticLayer(MACELayer):
         def envelope(r: Any) -> Array:
             return polynomial_envelope(jnp.asarray(r), config.cutoff, config.envelope_p)
 
-        def spline(network: ScalarMLP) -> RadialSpline:
+        def of_distance(network: ScalarMLP) -> Network:
             @jax.jit
             def of_radii(r: Array, radii: Array) -> Array:
                 argument = r if transform is None else transform(r, radii)
@@ -601,9 +627,17 @@ class AgnosticLayer(MACELayer):
                     radii = float(table[list(pair)].sum())
                 return np.asarray(of_radii(jnp.asarray(r), jnp.full(len(r), radii)))
 
-            return RadialSpline(of_pair, lambda r: np.asarray(envelope(r)), knots, tolerance)
+            return of_pair
 
-        self.radial = spline(self.radial)
+        def spline(network: ScalarMLP) -> RadialSpline:
+            function = of_distance(network)
+            return RadialSpline(function, lambda r: np.asarray(envelope(r)), knots, tolerance)
+
+        product, _ = self._products()
+        if isinstance(product, BoundNative):
+            self.radial = RadialTable(of_distance(self.radial), knots)
+        else:
+            self.radial = spline(self.radial)
         if self.kind in _DENSITY:
             self.density = spline(self.density)
 

@@ -3,19 +3,25 @@
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from flax import nnx
 from models import pair_potential
 
+import equizoo.zoo.mace as mace_file
 from equizoo.eval.calculator import EquizooCalculator
 from equizoo.eval.golden import golden_structures
 from equizoo.eval.inference import LARGE, probes
 from equizoo.eval.potential import Potential, load
+from equizoo.graph import batch_frames
 from equizoo.layers.radial import Agnesi
+from equizoo.layers.radial_spline import RadialSpline, RadialTable
 from equizoo.structure import EnergyReference
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
+from equizoo.tensor_products.native import Native
 from equizoo.tensor_products.so2 import SO2
 from equizoo.zoo.mace import EnvelopeOn, Interaction, MACEConfig
 
@@ -69,20 +75,27 @@ def mace(**options) -> Potential:
 
 
 @functools.cache
-def compiled(name):
-    """A model and its inference form."""
-    potential = mace(**VARIANTS[name])
-    return potential, potential.compile(tolerance=TOLERANCE)
+def compiled(name, native=True):
+    """A model and its inference form, by machine code of our own or by XLA."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mace_file, "machine_code_available", lambda: native)
+        potential = mace(**VARIANTS[name])
+        return potential, potential.compile(tolerance=TOLERANCE)
+
+
+@pytest.fixture(params=[True, False], ids=["native", "xla"])
+def native(request):
+    return request.param
 
 
 @pytest.fixture(params=list(VARIANTS))
-def pair(request):
-    return compiled(request.param)
+def pair(request, native):
+    return compiled(request.param, native)
 
 
 @pytest.fixture
-def single():
-    return compiled("one element, scalars")
+def single(native):
+    return compiled("one element, scalars", native)
 
 
 def others(potential, seed=1):
@@ -119,20 +132,31 @@ def test_equal_within_the_bound(pair):
     assert np.abs(exact[0].forces).max() > 0.1
 
 
-def test_the_first_layer_sums_densities(pair):
+def test_by_xla_the_first_layer_sums_densities(pair, native):
     first, second = pair[1].model.layers
-    assert first.densities is not None and second.densities is None
-    assert not hasattr(first, "radial") and not hasattr(first, "linear_up")
+    assert (first.densities is not None) != native and second.densities is None
+    assert hasattr(first, "radial") == hasattr(first, "linear_up") == native
+    assert isinstance(second.radial, RadialTable if native else RadialSpline)
+    assert isinstance(pair[1].config.tensor_product, Native) == native
 
 
-def test_products_of_true_harmonics_are_left_alone():
+def test_machine_code_is_what_runs(single, native):
+    form = single[1]
+    frames = [form.frame(others(form)[0])]
+    graph = jax.tree.map(jnp.asarray, batch_frames(frames, form.budget(frames, "float32", 128)))
+    text = form._program.lower(form._params_as("float32"), graph).as_text()
+    assert ("custom_call @equizoo_" in text) == native
+
+
+def test_products_of_true_harmonics_are_left_alone(monkeypatch):
+    monkeypatch.setattr(mace_file, "machine_code_available", lambda: False)
     for product, summed in ((SO2(), False), (ClebschGordan(), True)):
         model = mace(atomic_numbers=(1,), tensor_product=product).model.inference_form(1e-6)
         assert (model.layers[0].densities is not None) == summed
 
 
-def test_forces_are_derivatives_of_its_energy():
-    potential, form = compiled("density, two heads")
+def test_forces_are_derivatives_of_its_energy(native):
+    potential, form = compiled("density, two heads", native)
     structure, step = others(potential)[-1], 1e-4
     moved = []
     for sign in (1, -1):
@@ -148,8 +172,8 @@ def test_forces_are_derivatives_of_its_energy():
 
 
 @pytest.mark.parametrize("name", ["one element, scalars", "transformed, envelope on weights"])
-def test_smooth_at_the_cutoff_and_between(name):
-    potential, form = compiled(name)
+def test_smooth_at_the_cutoff_and_between(name, native):
+    potential, form = compiled(name, native)
     number, cutoff = potential.config.atomic_numbers[0], potential.config.cutoff
     # to the cutoff and over it, and over more than one piece of the splines
     distances = np.concatenate([cutoff + np.array([-0.01, -1e-4, 1e-4]), 2 + 1e-4 * np.arange(80)])
@@ -209,7 +233,7 @@ def test_elements_heads_and_reference_energies():
     assert shifted.force_bound == form.force_bound
 
 
-def test_calculators_use_it_where_rounding_is_larger(single, tmp_path, monkeypatch):
+def test_calculators_use_it_where_rounding_is_larger(single, native, tmp_path, monkeypatch):
     untried = mace(**VARIANTS["one element, scalars"])
     assert untried.calculator().potential is untried
     potential, form = single
@@ -217,6 +241,7 @@ def test_calculators_use_it_where_rounding_is_larger(single, tmp_path, monkeypat
     assert known.force_bound == form.force_bound and known.rounding > 0
     known = dataclasses.replace(known, rounding=1.1 * known.force_bound)
     monkeypatch.setattr(potential, "inference", known)
+    monkeypatch.setattr(mace_file, "machine_code_available", lambda: native)
     assert potential.calculator().potential is form
     assert potential.calculator("float64").potential is potential
     assert EquizooCalculator(potential).potential is potential
