@@ -1,6 +1,7 @@
 """How much faster is relaxing in batches than one by one with ASE, and does it end at the same?
 
-    python benchmarks/relaxation.py NAME --out results/relaxation.csv
+    equizoo train benchmarks/relaxation_model.json --out DIR   # a model of all its elements: 4 min
+    python benchmarks/relaxation.py DIR/model --out results/relaxation.csv --form compiled
 
 Relaxes the initial structures of the 23 relaxations of `oc20_relax` (found by EQUIZOO_DATA) twice
 each way, with the same model, L-BFGS, fmax and limit of steps; times are those of the second pass,
@@ -15,7 +16,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ase
 import jax
@@ -73,6 +74,7 @@ def main(
     batch_nodes: int = 512,
     skin: float | None = None,
     systems: int | None = None,
+    form: Literal["plain", "native", "compiled"] = "plain",
 ) -> None:
     """Relax the sample both ways; adds a row to OUT.
 
@@ -85,8 +87,13 @@ def main(
         batch_nodes: atoms in a batch.
         skin: in Å; by default that of the device.
         systems: only the first ones.
+        form: of the model, both ways: as it is, with kernels=native, or the inference form.
     """
     potential = equizoo.load(name)
+    if form == "native":
+        potential = potential.with_kernels("native")
+    if form == "compiled":
+        potential = potential.compile()
     known = set(potential.config.atomic_numbers)
     structures = [
         dataclasses.replace(s, energy=None)
@@ -109,7 +116,8 @@ def main(
     agree = np.abs(np.array(ours) - np.array(theirs)) < AGREE
     row = {
         "date": datetime.date.today().isoformat(),
-        "model": name,
+        "model": potential.name,
+        "form": form,
         "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,

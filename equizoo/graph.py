@@ -353,8 +353,8 @@ class Budget:
     blocks: int
     block_size: int
 
-    # An edge of the flat layout against one in rows: gathers, scatters and a sort order against a
-    # gather and an axis sum.
+    # An edge of the flat layout against one in rows, unless a model says otherwise: gathers,
+    # scatters and a sort order against a gather and an axis sum.
     COST_OF_FLAT = 2.0
 
     @classmethod
@@ -389,6 +389,7 @@ class Budget:
         num_species: int,
         step: float = 1.0,
         headroom: float = 1.0,
+        cost_of_flat: float | None = None,
     ) -> "Budget":
         """The budget for the most edges into and out of one node that any of ``frames`` has; see
         :meth:`cheaper`."""
@@ -401,6 +402,7 @@ class Budget:
             num_species=num_species,
             step=step,
             headroom=headroom,
+            cost_of_flat=cost_of_flat,
         )
 
     @classmethod
@@ -415,6 +417,7 @@ class Budget:
         num_species: int,
         step: float = 1.0,
         headroom: float = 1.0,
+        cost_of_flat: float | None = None,
     ) -> "Budget":
         """The cheaper of two layouts: ``edges`` in a flat one, or rows of ``max_in`` and
         ``max_out`` edges for every node.
@@ -424,7 +427,8 @@ class Budget:
         slots, out_slots, flat = (
             round_up(math.ceil(headroom * size), step) for size in (max_in, max_out, edges)
         )
-        rows = nodes * slots <= cls.COST_OF_FLAT * flat
+        cost_of_flat = cls.COST_OF_FLAT if cost_of_flat is None else cost_of_flat
+        rows = nodes * slots <= cost_of_flat * flat
         block_size = _block_size(num_species, nodes)
         return cls(
             nodes=nodes,

@@ -65,5 +65,7 @@ class EquizooCalculator(Calculator):
     def _budget(self, frame: Frame) -> Budget:
         budget = self._budgets.get(frame.num_nodes)
         if budget is None or not budget.fits([frame]):
-            budget = self._budgets[frame.num_nodes] = budget_with_headroom(frame, HEADROOM)
+            budget = self._budgets[frame.num_nodes] = budget_with_headroom(
+                frame, HEADROOM, self.potential.config.cost_of_flat
+            )
         return budget

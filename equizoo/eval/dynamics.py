@@ -210,6 +210,7 @@ class _Run:
                 num_species=len(self.potential.config.atomic_numbers),
                 step=HEADROOM,
                 headroom=HEADROOM,
+                cost_of_flat=self.potential.config.cost_of_flat,
             )
         if self.num_lists == 0:
             self.bonds, self.lengths, self.bond_graph = _bonds(structures)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from equizoo.graph import Budget, Frame, round_up
+from equizoo.zoo._base import ArchitectureConfig
 
 STEP = 1.25  # between rungs of sizes that vary with density
 MAX_GRAPHS = 256  # structures in a batch
@@ -21,7 +22,13 @@ class BudgetSet:
     """
 
     num_species: int  # elements of the model
+    cost_of_flat: float = Budget.COST_OF_FLAT  # see ArchitectureConfig.cost_of_flat
     budgets: list[Budget] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: ArchitectureConfig) -> "BudgetSet":
+        """None yet, for a model of this config."""
+        return cls(len(config.atomic_numbers), config.cost_of_flat)
 
     def choose(self, frames: Sequence[Frame], batch_nodes: int, *, remainder: bool) -> Budget:
         """A budget that fits ``frames``; a ``remainder`` of a stream takes any there is."""
@@ -29,8 +36,8 @@ class BudgetSet:
         fitting = [budget for budget in self.budgets if budget.fits(frames)]
         accepted = math.inf if remainder else 2.0 ** (1 + len(self.budgets) / 4)
         if fitting:
-            best = min(fitting, key=cost)
-            if cost(best) <= accepted * cost(wanted):
+            best = min(fitting, key=self._cost)
+            if self._cost(best) <= accepted * self._cost(wanted):
                 return best
         self.budgets.append(wanted)
         return wanted
@@ -49,10 +56,16 @@ class BudgetSet:
             edges=sum(frame.num_edges for frame in frames),
             num_species=min(self.num_species, max(4, _power_of_two(species))),
             step=STEP,
+            cost_of_flat=self.cost_of_flat,
         )
 
+    def _cost(self, budget: Budget) -> float:
+        return cost(budget, self.cost_of_flat)
 
-def budget_with_headroom(frame: Frame, headroom: float) -> Budget:
+
+def budget_with_headroom(
+    frame: Frame, headroom: float, cost_of_flat: float = Budget.COST_OF_FLAT
+) -> Budget:
     """A budget for one structure whose number of neighbours may grow by the factor ``headroom``."""
     return Budget.sized(
         [frame],
@@ -62,6 +75,7 @@ def budget_with_headroom(frame: Frame, headroom: float) -> Budget:
         num_species=len(set(frame.species.tolist())),
         step=STEP,
         headroom=headroom,
+        cost_of_flat=cost_of_flat,
     )
 
 
@@ -88,9 +102,9 @@ def pack(frames: Sequence[Frame], batch_nodes: int) -> list[list[int]]:
     return batches
 
 
-def cost(budget: Budget) -> float:
+def cost(budget: Budget, cost_of_flat: float = Budget.COST_OF_FLAT) -> float:
     """The work of one batch in arbitrary units, padding included."""
-    edges = budget.edges * (Budget.COST_OF_FLAT if budget.slots is None else 1.0)
+    edges = budget.edges * (cost_of_flat if budget.slots is None else 1.0)
     return edges + _COST_OF_NODE * budget.blocks * budget.block_size
 
 

@@ -417,7 +417,7 @@ class Potential:
         self, structures: Iterable[Atoms | Structure], *, batch_nodes: int = BATCH_NODES
     ) -> BudgetSet:
         """The shapes of batches that suit ``structures``; nothing is compiled."""
-        budgets = BudgetSet(len(self.config.atomic_numbers))
+        budgets = BudgetSet.of(self.config)
         frames = [self.frame(s, f"structures[{i}]") for i, s in enumerate(structures)]
         for members in pack(frames, batch_nodes):
             budgets.choose([frames[index] for index in members], batch_nodes, remainder=False)
@@ -513,7 +513,7 @@ class Potential:
             return evaluate, self._params_as(dtype)
 
     def _forget_programs(self) -> None:
-        self._budgets = {dtype: BudgetSet(len(self.config.atomic_numbers)) for dtype in DTYPES}
+        self._budgets = {dtype: BudgetSet.of(self.config) for dtype in DTYPES}
         self._traces: list[int] = []  # nodes of every program compiled
         self._program = jax.jit(self._trace)
 

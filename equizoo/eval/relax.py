@@ -115,7 +115,7 @@ class Relaxer:
         self.fmax, self.max_steps = fmax, max_steps
         self.dtype, self.batch_nodes, self.skin = dtype, batch_nodes, skin
         self._network, self._params = potential.network(dtype)
-        self._budgets = BudgetSet(len(potential.config.atomic_numbers))
+        self._budgets = BudgetSet.of(potential.config)
         self._program = jax.jit(self._advance, static_argnames=("visit_steps",))
 
     @property
@@ -171,7 +171,7 @@ class Relaxer:
 
     def plan_budgets(self, structures: Iterable[Structure]) -> BudgetSet:
         """The shapes of batches that suit ``structures`` at first, for ``budgets``."""
-        budgets = BudgetSet(len(self.potential.config.atomic_numbers))
+        budgets = BudgetSet.of(self.potential.config)
         waiting = self._queue([_item(i, s) for i, s in enumerate(structures)])
         while waiting:
             frames = [self._frame(item) for item in self._taken(waiting, [])]

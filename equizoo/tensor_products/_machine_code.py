@@ -52,7 +52,7 @@ def num_parts() -> int:
 
 class Code:
     """Text of a function of one part: ``pointers`` to its arrays, of which the first has a row for
-    every node and the second one for every edge; nodes have equally many edges.
+    every node.
 
     Numbers, addresses and vectors along the channels are named by what their methods return.
     """
@@ -68,8 +68,7 @@ class Code:
         self._count, self._loops = 0, 0
         self._label("entry")
         self.nodes = self._data(0, "i64")
-        self.slots = self._new(f"sdiv i64 {self._data(1, 'i64')}, {self.nodes}")
-        self.pointers = [self._data(2 + k, "ptr") for k in range(num_arrays)]
+        self.pointers = [self._data(1 + k, "ptr") for k in range(num_arrays)]
         after = self.sum("%part", 1)
         self.first_node = self._new(f"sdiv i64 {self.times('%part', self.nodes)}, %parts")
         self.last_node = self._new(f"sdiv i64 {self.times(after, self.nodes)}, %parts")
@@ -289,26 +288,26 @@ def _handler(operands: int, results: int, parts: int) -> str:
             f"  %b{k} = load ptr, ptr %pp{k}",
             f"  %dp{k} = getelementptr i8, ptr %b{k}, i64 24",
             f"  %d{k} = load ptr, ptr %dp{k}",
-            f"  %s{k} = getelementptr i8, ptr %data, i64 {48 + 8 * k}",
+            f"  %s{k} = getelementptr i8, ptr %data, i64 {40 + 8 * k}",
             f"  store ptr %d{k}, ptr %s{k}",
         ]
-        if k < 2:
+        if k == 0:
             lines += [
                 f"  %lp{k} = getelementptr i8, ptr %b{k}, i64 40",
                 f"  %l{k} = load ptr, ptr %lp{k}",
                 f"  %n{k} = load i64, ptr %l{k}",
-                f"  %np{k} = getelementptr i8, ptr %data, i64 {32 + 8 * k}",
+                f"  %np{k} = getelementptr i8, ptr %data, i64 32",
                 f"  store i64 %n{k}, ptr %np{k}",
             ]
     return _HANDLER.format(
         minor=_minor_version(),
-        size=48 + 8 * (operands + results),
+        size=40 + 8 * (operands + results),
         parts=parts,
         pointers="\n".join(lines),
     )
 
 
-# Of %data: next part, parts that are done, references, parts in all, nodes, edges, arrays.
+# Of %data: next part, parts that are done, references, parts in all, nodes, arrays.
 _HANDLER = """
 declare ptr @malloc(i64)
 declare void @free(ptr)

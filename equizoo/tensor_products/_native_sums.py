@@ -7,9 +7,10 @@ weights ``w`` of edges ``e``, and ``g`` of receivers:
     g_{r(e) d c}
 
 ``dF/dg`` is the sum over neighbours itself, the others are the gradients that training and forces
-ask for, and what training on forces asks for are derivatives of these along a direction. For each
-edge the coefficients ``M y`` are computed once for all channels; everything else is along the
-channels, in registers. No product of an edge is written to memory.
+ask for, and what training on forces asks for are derivatives of these along a direction. Edges are
+in the order of their receivers; those into node ``n`` start at ``starts[n]``. For each edge the
+coefficients ``M y`` are computed once for all channels; everything else is along the channels, in
+registers. No product of an edge is written to memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -236,10 +237,11 @@ class _Sums:
 def neighbor_sum(
     couplings: Couplings, weights: Weights, dtype: str, channels: int
 ) -> tuple[str, int, int]:
-    """``dF/dg``: operands ``h, y`` and those of the weights, then senders and mask."""
+    """``dF/dg``: operands ``h, y`` and those of the weights, then senders, starts and
+    mask."""
     sums = _Sums(
         couplings, weights, dtype, channels,
-        ["h", "y", *weights.arrays, "senders", "mask"], ["out"],
+        ["h", "y", *weights.arrays, "senders", "starts", "mask"], ["out"],
     )  # fmt: skip
     code, memory, dims = sums.code, sums.scalars(), couplings
 
@@ -256,12 +258,14 @@ def neighbor_sum(
                 features = [sums.load(h, i, c) for i in range(dims.dim_1)]
                 place = 0
                 for index, mine in enumerate(couplings.by_weight):
+                    if not mine:
+                        continue
                     totals = {coupling.d: Total(code) for coupling in mine}
                     for coupling in mine:
                         m = sums.coefficient(memory, place)
                         totals[coupling.d].add(m, features[coupling.i])
                         place += 1
-                    w = weight(index, c) if mine else ""
+                    w = weight(index, c)
                     for d, total in totals.items():
                         sums.store(code.plus(w, total.value, sums.load(out, d, c)), out, d, c)
 
@@ -281,7 +285,7 @@ def gradients(
     tabulated = isinstance(weights, TabulatedWeights)
     sums = _Sums(
         couplings, weights, dtype, channels,
-        ["h", "y", "g", *weights.arrays, "senders", "mask"],
+        ["h", "y", "g", *weights.arrays, "senders", "starts", "mask"],
         ["d_h", "d_y", "d_powers" if tabulated else "d_weights"],
     )  # fmt: skip
     code, memory, dims = sums.code, sums.scalars(), couplings
@@ -314,6 +318,7 @@ def gradients(
                 place = 0
                 for index, mine in enumerate(couplings.by_weight):
                     if not mine:
+                        weight.give(index, c, code.vector_of(0.0))
                         continue
                     w, d_w = weight(index, c), Total(code)
                     outer = {d: sums.load(g, d, c) for d in sorted({m.d for m in mine})}
@@ -352,10 +357,11 @@ def gradients_along(
     couplings: Couplings, weights: GivenWeights, dtype: str, channels: int
 ) -> tuple[str, int, int]:
     """The derivatives of ``dF/dh`` of each part, ``dF/dy``, ``dF/dw`` and ``dF/dg`` along the
-    directions ``t_h, t_y, t_w``: operands ``h, y, g, weights``, these three, senders and mask."""
+    directions ``t_h, t_y, t_w``: operands ``h, y, g, weights``, these three, senders, starts and
+    mask."""
     sums = _Sums(
         couplings, weights, dtype, channels,
-        ["h", "y", "g", "weights", "t_h", "t_y", "t_weights", "senders", "mask"],
+        ["h", "y", "g", "weights", "t_h", "t_y", "t_weights", "senders", "starts", "mask"],
         ["d_h", "d_y", "d_weights", "d_g"],
     )  # fmt: skip
     code, memory, along, dims = sums.code, sums.scalars(), sums.scalars(), couplings
@@ -388,6 +394,7 @@ def gradients_along(
                 place = 0
                 for index, mine in enumerate(couplings.by_weight):
                     if not mine:
+                        weight.give(index, c, code.vector_of(0.0))
                         continue
                     w, t_w, d_w = weight(index, c), t_weight(index, c), Total(code)
                     ds = sorted({coupling.d for coupling in mine})
@@ -437,13 +444,12 @@ def gradients_along(
 def _edges(sums: _Sums, n: str, edge, padded) -> None:
     """The edges of a node: ``edge`` for real ones, ``padded`` for the others."""
     code = sums.code
-    first = code.times(n, code.slots)
+    first, last = (code.integer(sums.arrays["starts"], k) for k in (n, code.sum(n, 1)))
 
-    def slot(s: str) -> None:
-        e = code.sum(first, s)
+    def either(e: str) -> None:
         code.if_true(sums.arrays["mask"], e, lambda: edge(e), lambda: padded(e))
 
-    code.loop(0, code.slots, 1, slot)
+    code.loop(first, last, 1, either)
 
 
 def _add(sums: _Sums, totals: Sequence[Total], row: str, c: str) -> None:

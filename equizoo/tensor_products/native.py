@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from equizoo.graph import Graph
 from equizoo.registry import TENSOR_PRODUCTS
@@ -29,9 +29,8 @@ class Native(TensorProduct):
     over neighbours are written. All derivatives are such functions, or made of them.
 
     Where it does not apply the other product does it: without llvmlite, on other devices than the
-    CPU, for edges that are not in rows of equal length, for types other than float32 and float64,
-    and for products with too many couplings or of special harmonics. Derivatives are those of
-    reverse mode.
+    CPU, for types other than float32 and float64, and for products with too many couplings or of
+    special harmonics. Derivatives are those of reverse mode.
     """
 
     product: TensorProduct = dataclasses.field(
@@ -110,7 +109,7 @@ class BoundNative(BoundProduct):
         arrays = node_features, edge_harmonics, edge_weights
         if not self.applies(graph, *arrays):
             return self._product.convolve(*arrays, graph)
-        return self._functions.neighbor_sum(*arrays, _senders(graph), graph.edge_mask)
+        return self._functions.neighbor_sum(*arrays, _edges(graph))
 
     def convolve_tabulated(
         self,
@@ -124,7 +123,7 @@ class BoundNative(BoundProduct):
         r"""``convolve`` with weights ``\sum_k powers[e, k] table[rows[e], k]``, which are in no
         memory either; the table is taken as constant. Only where :meth:`applies`."""
         return self._functions.tabulated_sum(
-            node_features, edge_harmonics, powers, table, rows, _senders(graph), graph.edge_mask
+            node_features, edge_harmonics, powers, table, rows, _edges(graph)
         )
 
     def applies(self, graph: Graph, *arrays: Float[Array, "..."]) -> bool:
@@ -132,7 +131,6 @@ class BoundNative(BoundProduct):
         kinds = {x.dtype.name for x in arrays}
         return (
             available()
-            and graph.slots is not None
             and graph.num_edges > 0
             and kinds in ({"float32"}, {"float64"})
             and self._couplings is not None
@@ -152,13 +150,26 @@ class BoundNative(BoundProduct):
         return _Functions(self._couplings)
 
 
-def _senders(graph: Graph) -> Int[Array, " edges"]:
-    return graph.senders.astype(jnp.int32)
+class _Edges(NamedTuple):
+    """Whole numbers and truth values, which have no derivatives."""
+
+    senders: Int[Array, " edges"]
+    starts: Int[Array, " nodes_plus_1"]
+    mask: Bool[Array, " edges"]
+
+
+def _edges(graph: Graph) -> _Edges:
+    nodes = jnp.arange(graph.num_nodes + 1, dtype=jnp.int32)
+    if graph.slots is None:
+        starts = jnp.searchsorted(graph.receivers, nodes).astype(jnp.int32)
+    else:
+        starts = nodes * graph.slots
+    return _Edges(graph.senders.astype(jnp.int32), starts, graph.edge_mask)
 
 
 class _Functions:
     """Functions of features ``h``, harmonics ``y`` and weights ``w``, with derivatives; ``g`` is a
-    cotangent of the sums, ``s`` and ``m`` are the senders and the mask of edges."""
+    cotangent of the sums. All take the edges after them."""
 
     def __init__(self, couplings: code.Couplings):
         self._couplings = couplings
@@ -168,46 +179,46 @@ class _Functions:
         self.gradients_along = _with_gradient(self._along, self._of_along)
         self.tabulated_sum = _with_gradient(self._tabulated, self._of_tabulated)
 
-    def _sum(self, h, y, w, s, m):
-        return self._call(code.neighbor_sum, self._given, h, [self._out(h)], h, y, w, s, m)[0]
+    def _sum(self, h, y, w, edges):
+        return self._call(code.neighbor_sum, self._given, h, [self._out(h)], h, y, w, *edges)[0]
 
-    def _of_sum(self, h, y, w, s, m, g):
-        return self.gradients(h, y, w, g, s, m)
+    def _of_sum(self, h, y, w, edges, g):
+        return self.gradients(h, y, w, g, edges)
 
-    def _gradients(self, h, y, w, g, s, m):
+    def _gradients(self, h, y, w, g, edges):
         shapes = (num_parts(), *h.shape), y.shape, w.shape
-        found = self._call(code.gradients, self._given, h, shapes, h, y, g, w, s, m)
+        found = self._call(code.gradients, self._given, h, shapes, h, y, g, w, *edges)
         return found[0].sum(0), *found[1:]
 
-    def _of_gradients(self, h, y, w, g, s, m, t):
+    def _of_gradients(self, h, y, w, g, edges, t):
         # second derivatives are symmetric
-        return self.gradients_along(h, y, w, g, *t, s, m)
+        return self.gradients_along(h, y, w, g, *t, edges)
 
-    def _along(self, h, y, w, g, t_h, t_y, t_w, s, m):
+    def _along(self, h, y, w, g, t_h, t_y, t_w, edges):
         shapes = (num_parts(), *h.shape), y.shape, w.shape, g.shape
-        operands = h, y, g, w, t_h, t_y, t_w, s, m
+        operands = h, y, g, w, t_h, t_y, t_w, *edges
         found = self._call(code.gradients_along, self._given, h, shapes, *operands)
         return found[0].sum(0), *found[1:]
 
-    def _of_along(self, h, y, w, g, t_h, t_y, t_w, s, m, cotangents):
+    def _of_along(self, h, y, w, g, t_h, t_y, t_w, edges, cotangents):
         """Third derivatives, by functions that have all: rare, and not made for speed."""
 
         def by_parts(h, y, w, g, t_h, t_y, t_w):
-            _, y_1, w_1 = self.gradients(t_h, y, w, g, s, m)
-            h_2, _, w_2 = self.gradients(h, t_y, w, g, s, m)
-            h_3, y_3, _ = self.gradients(h, y, t_w, g, s, m)
+            _, y_1, w_1 = self.gradients(t_h, y, w, g, edges)
+            h_2, _, w_2 = self.gradients(h, t_y, w, g, edges)
+            h_3, y_3, _ = self.gradients(h, y, t_w, g, edges)
             ways = (t_h, y, w), (h, t_y, w), (h, y, t_w)
-            return h_2 + h_3, y_1 + y_3, w_1 + w_2, sum(self.neighbor_sum(*x, s, m) for x in ways)
+            return h_2 + h_3, y_1 + y_3, w_1 + w_2, sum(self.neighbor_sum(*x, edges) for x in ways)
 
         return jax.vjp(by_parts, h, y, w, g, t_h, t_y, t_w)[1](cotangents)
 
-    def _tabulated(self, h, y, p, table, rows, s, m):
-        operands = h, y, table, rows, p, s, m
+    def _tabulated(self, h, y, p, table, rows, edges):
+        operands = h, y, table, rows, p, *edges
         return self._call(code.neighbor_sum, self._weights_of(p), h, [self._out(h)], *operands)[0]
 
-    def _of_tabulated(self, h, y, p, table, rows, s, m, g):
+    def _of_tabulated(self, h, y, p, table, rows, edges, g):
         shapes = (num_parts(), *h.shape), y.shape, p.shape
-        operands = h, y, g, table, rows, p, s, m
+        operands = h, y, g, table, rows, p, *edges
         found = self._call(code.gradients, self._weights_of(p), h, shapes, *operands)
         return found[0].sum(0), *found[1:], jnp.zeros_like(table)
 

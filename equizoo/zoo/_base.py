@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from equizoo.graph import (
+    Budget,
     Frame,
     Graph,
     edge_vectors,
@@ -105,6 +106,11 @@ class ArchitectureConfig(abc.ABC):
     def limit(self) -> NeighborLimit | None:
         """Which neighbours within the cutoff an atom sees; None: all."""
         return None
+
+    @property
+    def cost_of_flat(self) -> float:
+        """An edge of the flat layout against one in rows, see :class:`Budget`."""
+        return Budget.COST_OF_FLAT
 
     @property
     def defect(self) -> float:

@@ -58,7 +58,7 @@ from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct, natural_irreps
 from equizoo.tensor_products._machine_code import available as machine_code_available
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
-from equizoo.tensor_products.native import BoundNative
+from equizoo.tensor_products.native import BoundNative, Native
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Kernels, Remat, layer_call
 
 
@@ -216,6 +216,12 @@ class MACEConfig(ArchitectureConfig):
     def smooth(self) -> bool:
         # radial networks of these do not vanish where their basis does
         return self.envelope_on is not EnvelopeOn.BASIS or not set(self.interactions) & _SEES_ATOMS
+
+    @property
+    def cost_of_flat(self) -> float:
+        # machine code finds a node's edges wherever they start, and leaves padding out
+        native = isinstance(self.tensor_product, Native) and machine_code_available()
+        return 1.0 if native else super().cost_of_flat
 
     @property
     def knows_charge(self) -> bool:

@@ -1,9 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from models import cluster, crystal, pair_potential
 
 from equizoo.eval.packing import BudgetSet, budget_with_headroom, cost, pack
-from equizoo.graph import Budget
+from equizoo.graph import Budget, make_frame
+from equizoo.structure import Structure
+from equizoo.tensor_products.native import Native
+from equizoo.zoo.mace import MACEConfig
 
 
 def frames_of(structures, cutoff=3.0):
@@ -83,3 +88,17 @@ def test_uneven_neighbour_counts_take_the_flat_layout():
     (frame,) = frames_of([dense + far])
     budget = budget_with_headroom(frame, 1.25)
     assert isinstance(budget, Budget) and budget.slots is None and budget.fits([frame])
+
+
+def test_edges_are_flat_where_that_costs_a_model_less():
+    config = MACEConfig(atomic_numbers=(1,), cutoff=3.0, avg_num_neighbors=5.0)
+    native = dataclasses.replace(config, tensor_product=Native())
+    assert config.cost_of_flat == Budget.COST_OF_FLAT and native.cost_of_flat == 1.0
+    positions = np.concatenate([np.random.default_rng(0).normal(size=(12, 3)), 40 * np.eye(3)])
+    atoms = Structure(np.ones(15, int), positions, np.zeros((3, 3)), (False,) * 3)
+    frame = make_frame(atoms, 3.0, (1,))
+    plain, its = (BudgetSet.of(c).choose([frame], 16, remainder=False) for c in (config, native))
+    assert plain.slots is not None and its.slots is None
+    assert frame.num_edges <= its.edges < plain.edges <= 2 * its.edges
+    assert budget_with_headroom(frame, 1.25).slots is not None
+    assert budget_with_headroom(frame, 1.25, native.cost_of_flat).slots is None

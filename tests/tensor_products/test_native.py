@@ -15,6 +15,7 @@ import equizoo.tensor_products._machine_code as machine_code
 import equizoo.tensor_products.native as native
 from equizoo.graph import Budget, batch_frames, make_frame
 from equizoo.structure import Structure
+from equizoo.tensor_products._base import BoundProduct
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.gaunt_grid import GauntGrid
 from equizoo.tensor_products.native import Native
@@ -85,9 +86,9 @@ def both(irreps, graph, inner=None):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("irreps", CONTENTS, ids=" x ".join)
-@pytest.mark.parametrize("channels", [3, 24])
-def test_values_and_gradients(irreps, channels, dtype):
-    graph = graph_of(dtype=dtype)
+@pytest.mark.parametrize(("channels", "rows"), [(3, True), (24, False)])
+def test_values_and_gradients(irreps, channels, rows, dtype):
+    graph = graph_of(rows, dtype)
     plain, functions = both(irreps, graph)
     args = arrays_of(plain, graph, channels, dtype)
     assert Native().bind(*irreps).applies(graph, *args)
@@ -97,9 +98,10 @@ def test_values_and_gradients(irreps, channels, dtype):
     assert "equizoo_" in text and "dot_general" not in text
 
 
+@pytest.mark.parametrize("rows", [True, False])
 @pytest.mark.parametrize("order", [2, 3])
-def test_higher_derivatives(order):
-    graph = graph_of()
+def test_higher_derivatives(order, rows):
+    graph = graph_of(rows)
     plain, functions = both(SMALL, graph)
     args = arrays_of(plain, graph, 4, "float64")
     assert_same(*(gradients(f, order)(*args) for f in functions), THIRD)
@@ -111,6 +113,36 @@ def test_any_product_with_a_dense_map(inner):
     plain, functions = both(SMALL, graph, inner)
     args = arrays_of(plain, graph, 4, "float64")
     assert_same(*([f(*args), *gradients(f, 1)(*args)] for f in functions), ROUNDING["float64"])
+
+
+class WithIdleWeight(BoundProduct):
+    """Another product with a first weight that nothing depends on."""
+
+    def __init__(self, product):
+        vars(self).update(vars(product), num_weights=product.num_weights + 1)
+        self.product = product
+
+    def couple(self, x, prepared, weights):
+        return self.product.couple(x, prepared, weights[:, 1:])
+
+    def prepare(self, y):
+        return self.product.prepare(y)
+
+    def flops(self, batch, channels):
+        return self.product.flops(batch, channels)
+
+
+def test_a_weight_that_nothing_depends_on_has_gradient_zero():
+    graph, inner = graph_of(), WithIdleWeight(ClebschGordan().bind(*SMALL))
+    args = arrays_of(inner, graph, 4, "float64")
+    functions = [
+        lambda *args, product=product: product.convolve(*args, graph)
+        for product in (native.BoundNative(inner), inner)
+    ]
+    for order in (1, 2):
+        found = [gradients(f, order)(*args) for f in functions]
+        assert not found[0][2][:, 0].any()
+        assert_same(*found, ROUNDING["float64"] * 100)
 
 
 def test_weights_from_a_table():
@@ -175,12 +207,11 @@ def test_not_a_number_stays_that():
 
 
 def test_where_it_does_not_apply_the_product_does_it(monkeypatch):
-    graph, flat = graph_of(), graph_of(rows=False)
+    graph = graph_of()
     plain, (convolve, _) = both(SMALL, graph)
     args = arrays_of(plain, graph, 4, "float64")
     mine = Native().bind(*SMALL)
     assert mine.applies(graph, *args)
-    assert not mine.applies(flat, *args)
     half = [x.astype(jnp.bfloat16) for x in args]
     assert not mine.applies(graph, *half)
     assert not mine.applies(graph, args[0].astype(jnp.float32), *args[1:])
