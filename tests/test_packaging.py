@@ -76,8 +76,9 @@ def test_every_import_is_a_declared_dependency():
     peers = required(PROJECT["optional-dependencies"]["peers"])
     # what step one of a conversion, a program of its own, opens a checkpoint with
     parity = required(PROJECT["optional-dependencies"]["parity"])
-    # MACE's data, where they are, and a board, where it is asked for
-    extras = [required(PROJECT["optional-dependencies"][name]) for name in ("hdf5", "wandb")]
+    # MACE's data, a board and machine code, where they are asked for
+    names = ("hdf5", "wandb", "native")
+    extras = [required(PROJECT["optional-dependencies"][name]) for name in names]
     known = core | peers | parity | set().union(*extras)
     provided = distributions(third_party_imports(ROOT / "equizoo"))
     assert {name for name, by in provided.items() if not by & known} == set()
