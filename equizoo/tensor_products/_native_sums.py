@@ -343,11 +343,7 @@ def gradients(
             weight.finish()
             _totals(sums, d_y_sums, harmonics)
 
-        def padded(e: str) -> None:
-            weights.at_edge(code, sums.arrays, e).clear()
-            _zeros(sums, e)
-
-        _edges(sums, n, edge, padded)
+        _edges(sums, n, edge, lambda e: _clear(sums, e))
 
     code.loop(code.first_node, code.last_node, 1, node)
     return sums.function()
@@ -431,11 +427,7 @@ def gradients_along(
             sums.channels(at)
             _totals(sums, d_y_sums, harmonics)
 
-        def padded(e: str) -> None:
-            weights.at_edge(code, sums.arrays, e).clear()
-            _zeros(sums, e)
-
-        _edges(sums, n, edge, padded)
+        _edges(sums, n, edge, lambda e: _clear(sums, e))
 
     code.loop(code.first_node, code.last_node, 1, node)
     return sums.function()
@@ -466,7 +458,9 @@ def _totals(sums: _Sums, vectors: Sequence[str], start: str) -> None:
         sums.code.store_scalar(sums.code.total(sums.code.load(memory)), row, j)
 
 
-def _zeros(sums: _Sums, e: str) -> None:
+def _clear(sums: _Sums, e: str) -> None:
+    """Gradients of a padded edge."""
+    sums.weights.at_edge(sums.code, sums.arrays, e).clear()
     dim = sums.couplings.dim_2
     row = sums.code.address(sums.arrays["d_y"], sums.code.times(e, dim))
     for j in range(dim):

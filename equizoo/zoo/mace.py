@@ -277,6 +277,7 @@ SIZES: dict[str, dict[str, Any]] = {
 # Of inference forms.
 _MOST_KINDS = 5  # of 15 pairs, with some 50 MB of tables for each layer
 _INTERVALS, _FINE = 400, 1e-6  # so many pieces of a spline for such a tolerance, and at least
+_MOST_IN_TABLE = 2**21  # pieces of all outputs; at six numbers of 8 bytes each, 100 MB a layer
 _VANISHED = 1e-9  # an envelope below this counts as this
 
 
@@ -640,7 +641,9 @@ class AgnosticLayer(MACELayer):
             return RadialSpline(function, lambda r: np.asarray(envelope(r)), knots, tolerance)
 
         product, _ = self._products()
-        if isinstance(product, BoundNative):
+        outputs = product.num_weights * self.edge_channels
+        rows = len(knots.pairs) * knots.intervals
+        if isinstance(product, BoundNative) and rows * outputs <= _MOST_IN_TABLE:
             self.radial = RadialTable(of_distance(self.radial), knots)
         else:
             self.radial = spline(self.radial)
