@@ -15,6 +15,8 @@ from equizoo.registry import MODELS
 BUNDLED = [name for name, entry in MODELS.items() if entry.source == "bundled"]
 # Sums in another order, on another processor: the printed figures have three to five digits.
 SAME = {"rel": 2e-3, "abs": 2e-3}
+# Two roundings in float32 of what an atom has, some 4 to 8 eV; all atoms' may be of one sign.
+ROUNDING_PER_ATOM = 1e-3  # [meV]
 
 
 def evaluations(name):
@@ -73,11 +75,11 @@ def test_a_sample_of_the_errors_comes_out_again(name, dataset):
     sample = row.get("sample") or {"every": 1, "metrics": row["metrics"]}
     chosen = dataclasses.replace(frames, structures=frames.structures[:: sample["every"]])
     found = evaluate(load(name), chosen, dtype=row["dtype"]).metrics
+    num_atoms = max(structure.num_nodes for structure in chosen.structures)
+    whole = SAME | {"abs": max(SAME["abs"], num_atoms * ROUNDING_PER_ATOM)}
     for key, value in sample["metrics"].items():
-        if isinstance(value, dict):
-            assert found[key] == pytest.approx(value, **SAME), key
-        else:
-            assert found[key] == pytest.approx(value, **SAME), key
+        tolerance = whole if key in ("energy_mae_meV", "energy_rmse_meV") else SAME
+        assert found[key] == pytest.approx(value, **tolerance), key
 
 
 @pytest.mark.parametrize("name", BUNDLED)
