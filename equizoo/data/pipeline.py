@@ -44,11 +44,14 @@ class Packing:
         )
 
 
-def typical_budget(sizes: Sizes, batch_size: int) -> Budget:
+def typical_budget(
+    sizes: Sizes, batch_size: int, cost_of_flat: float = Budget.COST_OF_FLAT
+) -> Budget:
     """A budget for about ``batch_size`` structures of mean size, that holds any one of them.
 
     Small structures may come up to twice as many to a batch. Where rows for the most neighbours of
-    any atom would cost more than twice what atoms have on average, edges are stored flat.
+    any atom would be more than ``cost_of_flat`` times what atoms have on average, edges are stored
+    flat.
     """
     mean = sizes.nodes / sizes.frames
     nodes = round_up(max(round(batch_size * mean), sizes.most_nodes) + 1)
@@ -60,6 +63,7 @@ def typical_budget(sizes: Sizes, batch_size: int) -> Budget:
         graphs=round_up(2 * batch_size) + 1,
         edges=max(edges, sizes.most_edges),
         num_species=len(sizes.elements),
+        cost_of_flat=cost_of_flat,
     )
 
 

@@ -124,7 +124,9 @@ def fit(
     form = parametrization(params, config.low_rank, config.seed)
     parts = range(local_parts(config.microbatches))
     mesh = None if config.microbatches == 1 else make_mesh(config.microbatches)
-    optimizer = make_optimizer(config.optimizer, form.start(params), total_steps, form.fixed)
+    optimizer = make_optimizer(
+        config.optimizer, form.start(params), total_steps, form.fixed, model.unit_kernels
+    )
     schedule = learning_rate_schedule(config.optimizer, total_steps)
     validate = make_validation_step(computing, _stages(config)[-1], form)
     step_of = {

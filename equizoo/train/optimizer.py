@@ -14,12 +14,17 @@ from equizoo.train.parameter_paths import match_paths, path_name
 
 
 def make_optimizer(
-    config: Optimizer, params: Any, total_steps: int, fixed: tuple[str, ...] = ()
+    config: Optimizer,
+    params: Any,
+    total_steps: int,
+    fixed: tuple[str, ...] = (),
+    unit_kernels: bool = True,
 ) -> optax.GradientTransformation:
     """Gradients clipped, then Adam or Muon, decay of the decayed group, the schedule and the rates.
 
     Parameters under ``frozen`` and ``fixed`` paths do not move, take no part in clipping and have
     no moments in the state. A plateau schedule is applied outside, as a factor on the updates.
+    ``unit_kernels`` is what the model says of itself, see :class:`Architecture`.
 
     Raises ``ValueError`` for a pattern of ``frozen``, ``fixed`` or ``rates`` that matches nothing,
     and when nothing is left to move.
@@ -29,7 +34,7 @@ def make_optimizer(
         raise ValueError(f"frozen is {list(config.frozen)}, which leaves no parameter to train.")
     steps = [
         optax.clip_by_global_norm(config.clip_norm),
-        _direction(config.kind, params),
+        _direction(config.kind, unit_kernels),
         optax.add_decayed_weights(
             config.weight_decay,
             mask=lambda some: match_paths(some, config.decayed, must_match=False),
@@ -56,7 +61,7 @@ def make_optimizer(
 _MATRICES = ("*.kernel", "*.kernels", "*.kernels.*", "*.planar.*", "*.pointwise.*")
 
 
-def _direction(kind: str, params: Any) -> optax.GradientTransformation:
+def _direction(kind: str, unit_kernels: bool) -> optax.GradientTransformation:
     if kind != "muon":
         return {"adamw": optax.scale_by_adam, "amsgrad": optax.scale_by_amsgrad}[kind]()
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
@@ -65,7 +70,9 @@ def _direction(kind: str, params: Any) -> optax.GradientTransformation:
     )
     return optax.partition(
         {
-            "matrix": optax.chain(orthogonal, optax.stateless(lambda some, _: _of_size_one(some))),
+            "matrix": optax.chain(
+                orthogonal, optax.stateless(lambda some, _: _sized(some, unit_kernels))
+            ),
             "other": optax.scale_by_adam(),
         },
         lambda some: jax.tree.map(
@@ -76,10 +83,16 @@ def _direction(kind: str, params: Any) -> optax.GradientTransformation:
     )
 
 
-def _of_size_one(updates: Any) -> Any:
+def _sized(updates: Any, unit_kernels: bool) -> Any:
     """Orthogonal matrices times the root of their outputs: entries up to one, as in Adam's updates,
-    and layers that divide by the root of their inputs change all outputs alike, however wide."""
-    return jax.tree.map(lambda update: update * update.shape[-1] ** 0.5, updates)
+    and layers that divide by the root of their inputs change all outputs alike, however wide.
+    Kernels that have this divisor in them change by as much less."""
+
+    def sized(update):
+        inputs, outputs = update.shape[-2:]
+        return update * (outputs if unit_kernels else outputs / inputs) ** 0.5
+
+    return jax.tree.map(sized, updates)
 
 
 def _scaled(updates: Any, rates: Mapping[str, float]) -> Any:

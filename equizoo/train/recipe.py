@@ -26,7 +26,7 @@ from equizoo.data.statistics import Counting, NeighborRule, Sizes, Statistics
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.plots import learning_curve, parity_plot
 from equizoo.eval.potential import Potential, load
-from equizoo.graph import ForcesOn, Frame, make_frame
+from equizoo.graph import Budget, ForcesOn, Frame, make_frame
 from equizoo.neighbors import Neighbors
 from equizoo.structure import EnergyReference, Structure, symbols
 from equizoo.train.config import TrainConfig
@@ -383,6 +383,7 @@ def packed(
         training.batch_size // training.microbatches,
         start.isolated_energies,
         training.loss.forces_on,
+        config.cost_of_flat,
     )
     return frames, valid, packing
 
@@ -392,10 +393,12 @@ def make_packing(
     batch_size: int,
     reference_energies: Float[np.ndarray, "*heads species"],  # [eV]
     forces_on: ForcesOn = ForcesOn.ALL,
+    cost_of_flat: float = Budget.COST_OF_FLAT,  # see ArchitectureConfig.cost_of_flat
 ) -> Packing:
     """A :func:`typical_budget` for frames of these sizes, that holds any one of them."""
     sizes = frames if isinstance(frames, Sizes) else Sizes.of(frames)
-    return Packing(typical_budget(sizes, batch_size), reference_energies, forces_on=forces_on)
+    budget = typical_budget(sizes, batch_size, cost_of_flat)
+    return Packing(budget, reference_energies, forces_on=forces_on)
 
 
 def _frames(structures: Sequence[Structure], config: ArchitectureConfig) -> Sequence[Frame]:

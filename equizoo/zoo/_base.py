@@ -191,6 +191,9 @@ class Architecture(nnx.Module):
     # the root of the number of species, as if it came from a linear map of a one-hot vector.
     # None: species are in parameters in another way, and elements cannot be exchanged.
     species_tables: ClassVar[Mapping[str, bool] | None] = None
+    # Kernels of linear maps are of order one, and the maps divide by the root of their inputs;
+    # false: kernels are drawn that much smaller.
+    unit_kernels: ClassVar[bool] = True
 
     config: ArchitectureConfig
     key: Array | None = None

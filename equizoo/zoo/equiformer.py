@@ -132,6 +132,10 @@ class EquiformerConfig(ArchitectureConfig):
         return self.envelope_p is not None
 
     @property
+    def cost_of_flat(self) -> float:
+        return 1.25  # most work is done for each edge alone
+
+    @property
     def denoises(self) -> bool:
         return self.force_input is not None
 
@@ -193,6 +197,7 @@ class Equiformer(Architecture):
     """Layers of attention over neighbours and feed-forward networks, then an energy per atom."""
 
     species_tables = {"embedding": False}
+    unit_kernels = False
 
     config: EquiformerConfig
 

@@ -171,6 +171,7 @@ class EquiformerV2(Architecture):
     """Layers of attention over neighbours and feed-forward networks on spheres, then heads."""
 
     species_tables = {"embedding": False, "senders": False, "receivers": False}
+    unit_kernels = False
 
     config: EquiformerV2Config
 

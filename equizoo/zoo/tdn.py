@@ -154,6 +154,12 @@ class TDNConfig(ArchitectureConfig):
         return self.neighbor_limit
 
     @property
+    def cost_of_flat(self) -> float:
+        in_rows = self.tensor_product == SharedWeights(form=Form.NEIGHBORS)
+        # else nearly all work is done for each edge alone
+        return super().cost_of_flat if in_rows else 1.0
+
+    @property
     def defect(self) -> float:
         """Of the product, times the products that follow on one another: to first order, as if
         their errors were all of one sign and nothing in between weakened or amplified them.
@@ -204,6 +210,7 @@ class TDN(Architecture):
     """Layers of attention over neighbours and feed-forward networks, then heads."""
 
     species_tables = {"embedding": False}
+    unit_kernels = False
 
     config: TDNConfig
 

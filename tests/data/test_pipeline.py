@@ -138,7 +138,7 @@ def test_little_of_a_batch_of_mixed_sizes_is_padding(batch_size):
 
 
 @needs_data
-def test_padding_of_real_mixes(monkeypatch):
+def test_padding_of_real_mixes():
     """rMD17 with 3BPA below 15 %, relaxations of OC20 below 25 %, of atoms and of edges.
 
     That is of edges stored flat. Where rows are chosen, they are quicker in spite of their empty
@@ -154,9 +154,7 @@ def test_padding_of_real_mixes(monkeypatch):
     for frames, batch_size, allowed in ((mix, 5, 0.15), (mix, 16, 0.15), (slabs, 4, 0.25)):
         chosen = Packing(typical_budget(Sizes.of(frames), batch_size), np.zeros(100))
         assert padding_waste(frames, chosen).nodes < allowed
-        with monkeypatch.context() as patch:
-            patch.setattr(Budget, "COST_OF_FLAT", 0.0)
-            flat = Packing(typical_budget(Sizes.of(frames), batch_size), np.zeros(100))
+        flat = Packing(typical_budget(Sizes.of(frames), batch_size, 0.0), np.zeros(100))
         assert flat.budget.slots is None
         assert max(padding_waste(frames, flat)[:2]) < allowed
 

@@ -30,12 +30,14 @@ from equizoo.train.recipe import (
     Recipe,
     complete_config,
     load_recipe,
+    packed,
     prepare_data,
     train,
     untrained,
 )
 from equizoo.train.run_folder import open_run_folder
 from equizoo.zoo._base import ArchitectureConfig
+from equizoo.zoo.mace import MACEConfig
 
 RUNNABLE = [
     path
@@ -136,6 +138,14 @@ def test_what_the_recipe_leaves_out_comes_from_the_data(recipe):
         complete_config({k: v for k, v in MODEL.items() if k != "cutoff"}, data)
     with pytest.raises(ValueError, match="cutoff: expected float, got '4.0'"):
         complete_config(MODEL | {"cutoff": "4.0"}, data)
+
+
+@pytest.mark.parametrize(("cost", "flat"), [(0.0, True), (100.0, False)])
+def test_edges_of_a_batch_are_stored_as_is_cheaper_for_the_model(recipe, monkeypatch, cost, flat):
+    monkeypatch.setattr(MACEConfig, "cost_of_flat", cost)
+    data = prepare_data(recipe.data)
+    _, _, packing = packed(untrained(recipe, data), data, TRAINING)
+    assert (packing.budget.slots is None) == flat
 
 
 def test_the_split_is_disjoint_complete_and_repeatable(recipe):

@@ -398,14 +398,17 @@ def test_other_elements_change_nothing_for_those_kept(name):
 
 
 def test_muon_knows_the_matrices_of_linear_layers(name):
-    """Their singular values are near the root of their outputs; other arrays move as by Adam."""
-    params = small_model(name).state
+    """Their singular values are near the root of their outputs, and of those over inputs where
+    kernels have that divisor in them, as drawn; other arrays move as by Adam."""
+    model = small_model(name)
+    params, unit = model.state, model.model.unit_kernels
+    drawn = {path_name(k): v for k, v in jax.tree_util.tree_leaves_with_path(params)}
     rng = np.random.default_rng(0)
     gradient = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
 
     def updates(kind):
         config = Optimizer(kind=kind, weight_decay=0.0, warmup_steps=0, learning_rate=1.0)
-        optimizer = make_optimizer(config, params, 10)
+        optimizer = make_optimizer(config, params, 10, unit_kernels=unit)
         found = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)[0]
         return {path_name(k): v for k, v in jax.tree_util.tree_leaves_with_path(found)}
 
@@ -416,8 +419,12 @@ def test_muon_knows_the_matrices_of_linear_layers(name):
             assert update.ndim < 2 or last in NO_MATRICES, f"{path} looks like a matrix"
         else:
             matrices += 1
-            values = np.linalg.svd(update, compute_uv=False) / update.shape[-1] ** 0.5
+            inputs, outputs = update.shape[-2:]
+            divisor = 1.0 if unit else inputs**0.5
+            values = np.linalg.svd(update, compute_uv=False) * divisor / outputs**0.5
             assert values.mean() > 0.5 and values.max() < 1.5, path
+            rms = np.sqrt(np.mean(drawn[path] ** 2))
+            assert update.size < 32 or 0.35 < rms * divisor < 1.6, path
     assert matrices > 5
 
 
