@@ -73,6 +73,7 @@ def main(
     dtype: str = "float32",
     batch_nodes: int = 512,
     skin: float | None = None,
+    lanes: int | None = None,
     systems: int | None = None,
     form: Literal["plain", "native", "compiled"] = "plain",
 ) -> None:
@@ -86,6 +87,7 @@ def main(
         dtype: float32 or float64.
         batch_nodes: atoms in a batch.
         skin: in Å; by default that of the device.
+        lanes: batches under way at once; by default that of the device.
         systems: only the first ones.
         form: of the model, both ways: as it is, with kernels=native, or the inference form.
     """
@@ -108,6 +110,7 @@ def main(
         dtype=dtype,
         batch_nodes=batch_nodes,
         skin=skin,
+        lanes=lanes,
     )
     (theirs, their_calls), their_seconds = timed(
         lambda: one_by_one(potential, structures, fmax, steps, dtype)
@@ -127,6 +130,7 @@ def main(
         "max_steps": steps,
         "batch_nodes": batch_nodes,
         "skin_A": relaxer.skin,
+        "lanes": relaxer.lanes,
         "systems": len(structures),
         "atoms": sum(s.num_nodes for s in structures),
         "ase_seconds": round(their_seconds, 2),

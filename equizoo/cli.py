@@ -109,6 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+SOURCES = {
+    "bundled": "weights in the package:",
+    "cached": "weights on this machine:",
+    "hub": "weights on the Hugging Face Hub:",
+    "checkpoint": "converted from their publisher's checkpoints when first loaded:",
+}
+
+
 def models(
     pattern: tyro.conf.Positional[str] = "*",
     elements: Elements = (),
@@ -159,20 +167,31 @@ def models(
     ]
     if _emit(rows, json):
         return
-    table = Table(
-        "name", "architecture", "elements", "parameters", "level of theory", "licence", "source"
-    )
-    for entry in entries:
-        table.add_row(
-            entry.name,
-            entry.architecture,
-            shown_elements(entry.elements),
-            "" if entry.parameters is None else f"{entry.parameters:,}",
-            entry.level_of_theory,
-            entry.license_weights,
-            entry.source,
+    for source, title in SOURCES.items():
+        here = [entry for entry in entries if entry.source == source]
+        longest = max((len(entry.name) for entry in here), default=0)
+        table = Table(  # a line each, names whole: they are what other commands want
+            Column("name", no_wrap=True, min_width=longest),
+            Column("elements", no_wrap=True, min_width=16),
+            Column("parameters", no_wrap=True, justify="right", min_width=10),
+            Column("licence", no_wrap=True, min_width=10, max_width=10),
+            Column("level of theory", no_wrap=True),
+            title=title,
+            title_justify="left",
+            box=None,
         )
-    Console().print(table)
+        for entry in here:
+            table.add_row(
+                entry.name,
+                shown_elements(entry.elements),
+                "" if entry.parameters is None else f"{entry.parameters:,}",
+                entry.license_weights,
+                entry.level_of_theory,
+            )
+        if here:
+            Console().print(table)
+    if not entries:
+        Console().print("no model satisfies all conditions")
 
 
 def describe(name: tyro.conf.Positional[str], json: Json = None) -> None:

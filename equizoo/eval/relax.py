@@ -2,7 +2,8 @@
 
 A batch holds as many structures as it has room for. Each takes its own steps, ends when its own
 forces are small, and makes room for the next one. The host finds neighbours and moves structures
-in and out; with a skin it is asked again only when an atom has moved by half of it.
+in and out; with a skin it is asked again only when an atom has moved by half of it. Of several
+batches the host serves one while the others are computed.
 """
 
 import collections
@@ -10,6 +11,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from equizoo.structure import Structure
 from equizoo.zoo._base import Prediction
 
 _STEPS_PER_VISIT = 50  # of the host, at most, with a skin
+_LANES_ON_CPU = 3  # small batches side by side keep two cores busier than one large
 _LBFGS = LBFGS()
 
 
@@ -73,14 +76,26 @@ class _Item:
         )
 
 
+@dataclasses.dataclass(eq=False)
+class _Lane:
+    """A batch on its way, and what is being computed of it."""
+
+    active: list[_Item] = dataclasses.field(default_factory=list)
+    frames: list[Frame] = dataclasses.field(default_factory=list)
+    held: tuple[list[_Item], Budget] | None = None  # what the state is of
+    state: State | None = None
+    computing: Future[State] | None = None
+
+
 class Relaxer:
     """Relaxes structures with a potential until the largest force on a free atom is below ``fmax``.
 
     Forces are lengths of vectors, as ASE compares them. ``skin`` [Å] trades neighbours that are too
     far, which are computed and dropped, for visits of the host: 0 suits CPUs, where the model takes
     nearly all the time, and models that see only the nearest neighbours; without it, it is 0.5
-    where that is possible and the device is no CPU. Programs are compiled for few shapes, and kept
-    for later calls.
+    where that is possible and the device is no CPU. ``lanes`` batches are under way at once, by
+    default three on CPUs and one elsewhere, and share the room for ``batch_nodes`` atoms. Programs
+    are compiled for few shapes, and kept for later calls.
 
     Raises ``ValueError`` for settings that are not positive, and a skin that the model cannot have.
     """
@@ -95,11 +110,15 @@ class Relaxer:
         dtype: str = "float32",
         batch_nodes: int = BATCH_NODES,
         skin: float | None = None,  # [Å]
+        lanes: int | None = None,
     ):
-        if not fmax > 0 or max_steps < 0 or batch_nodes < 2:
+        if lanes is None:
+            lanes = _LANES_ON_CPU if jax.default_backend() == "cpu" else 1
+        if not fmax > 0 or max_steps < 0 or batch_nodes < 2 or lanes < 1:
             raise ValueError(
-                f"fmax is {fmax}, max_steps {max_steps}, batch_nodes {batch_nodes}; expected a "
-                "positive force, no negative number of steps, and 2 or more atoms."
+                f"fmax is {fmax}, max_steps {max_steps}, batch_nodes {batch_nodes}, lanes {lanes}; "
+                "expected a positive force, no negative number of steps, 2 or more atoms, and at "
+                "least one lane."
             )
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
@@ -114,9 +133,15 @@ class Relaxer:
         self.potential, self.optimizer = potential, optimizer
         self.fmax, self.max_steps = fmax, max_steps
         self.dtype, self.batch_nodes, self.skin = dtype, batch_nodes, skin
+        self.lanes = lanes
         self._network, self._params = potential.network(dtype)
         self._budgets = BudgetSet.of(potential.config)
         self._program = jax.jit(self._advance, static_argnames=("visit_steps",))
+
+    @property
+    def _room(self) -> int:
+        """Atoms in each of the batches that are under way."""
+        return max(self.batch_nodes // self.lanes, 2)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -128,6 +153,7 @@ class Relaxer:
             "dtype": self.dtype,
             "batch_nodes": self.batch_nodes,
             "skin": self.skin,
+            "lanes": self.lanes,
         }
 
     def __call__(
@@ -175,7 +201,7 @@ class Relaxer:
         waiting = self._queue([_item(i, s) for i, s in enumerate(structures)])
         while waiting:
             frames = [self._frame(item) for item in self._taken(waiting, [])]
-            budgets.choose(frames, self.batch_nodes, remainder=False)
+            budgets.choose(frames, self._room, remainder=False)
         return budgets
 
     # ---- on the host
@@ -188,37 +214,52 @@ class Relaxer:
         finished: Callable[[_Item, Relaxed], None],
     ) -> None:
         waiting = self._queue(items)
-        active: list[_Item] = []
-        held: tuple[list[_Item], Budget] | None = None  # what the state is of
-        state: State | None = None
-        while active or waiting:
-            active = active + self._taken(waiting, active)
-            frames = [self._frame(item) for item in active]
-            budget = budgets.choose(frames, self.batch_nodes, remainder=False)
+        lanes = [_Lane() for _ in range(self.lanes)]
+        with ThreadPoolExecutor(self.lanes) as threads:
+            while waiting or any(lane.active for lane in lanes):
+                for lane in lanes:  # always in this order, so that the same ones share a batch
+                    if lane.computing is not None:
+                        lane.state = lane.computing.result()
+                        lane.active = self._visited(lane, record, finished)
+                        lane.computing = None
+                    lane.active = lane.active + self._taken(waiting, lane.active)
+                    if lane.active:
+                        lane.computing = self._next_visit(lane, budgets, record, threads)
+
+    def _next_visit(
+        self, lane: _Lane, budgets: BudgetSet, record: bool, threads: ThreadPoolExecutor
+    ) -> Future[State]:
+        lane.frames = [self._frame(item) for item in lane.active]
+        budget = budgets.choose(lane.frames, self._room, remainder=False)
+        with numerics(self.dtype):
+            if lane.state is None or lane.held is None:
+                state = self._begin(budget)
+            elif lane.held != (lane.active, budget):
+                state = _regrouped(lane.state, lane.held[0], lane.active, budget)
+            else:
+                state = lane.state
+        lane.held = lane.active, budget
+        graph = batch_frames(lane.frames, budget, np.dtype(self.dtype).type)
+        free = np.zeros(budget.nodes, bool)
+        free[: sum(len(item.free) for item in lane.active)] = np.concatenate(
+            [item.free for item in lane.active]
+        )
+        visit_steps = 1 if record or not self.skin else _STEPS_PER_VISIT
+
+        def compute() -> State:
             with numerics(self.dtype):
-                if state is None or held is None:
-                    state = self._begin(budget)
-                elif held != (active, budget):
-                    state = _regrouped(state, held[0], active, budget)
-                graph = batch_frames(frames, budget, np.dtype(self.dtype).type)
-                free = np.zeros(budget.nodes, bool)
-                free[: sum(len(item.free) for item in active)] = np.concatenate(
-                    [item.free for item in active]
+                return jax.block_until_ready(
+                    self._program(self._params, graph, free, state, visit_steps=visit_steps)
                 )
-                visit_steps = 1 if record or not self.skin else _STEPS_PER_VISIT
-                state = self._program(self._params, graph, free, state, visit_steps=visit_steps)
-            held = active, budget
-            active = self._visited(active, frames, state, record, finished)
+
+        return threads.submit(compute)
 
     def _visited(
-        self,
-        active: list[_Item],
-        frames: Sequence[Frame],
-        state: State,
-        record: bool,
-        finished: Callable[[_Item, Relaxed], None],
+        self, lane: _Lane, record: bool, finished: Callable[[_Item, Relaxed], None]
     ) -> list[_Item]:
         """Takes in what the device did; the structures that go on."""
+        active, frames, state = lane.active, lane.frames, lane.state
+        assert state is not None
         displacement, steps, done, converged = jax.device_get(
             (state.displacement, state.steps, state.done, state.converged)
         )
@@ -258,7 +299,7 @@ class Relaxer:
     def _taken(self, waiting: collections.deque[_Item], active: Sequence[_Item]) -> list[_Item]:
         """The next ones that fit beside ``active``, or one that fits nowhere."""
         taken: list[_Item] = []
-        room = self.batch_nodes - 1 - sum(item.initial.num_nodes for item in active)
+        room = self._room - 1 - sum(item.initial.num_nodes for item in active)
         for item in list(waiting):
             fits = item.initial.num_nodes <= room or not (active or taken)
             if fits and len(active) + len(taken) < MAX_GRAPHS:
