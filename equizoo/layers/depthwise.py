@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -55,15 +56,15 @@ class Depthwise:
     ) -> Features:
         """The products, ``weights`` of each edge or (``batch_w = 1``) shared by all."""
         results: dict[str, list[Array]] = {}
-        start = 0
-        for ir, bound in self.products.items():
-            end = start + bound.num_weights * self.channels[ir]
-            mine = weights[:, start:end].reshape(-1, bound.num_weights, self.channels[ir])
-            start = end
+        sizes = [bound.num_weights * self.channels[ir] for ir, bound in self.products.items()]
+        # split, not indexing: its transpose is one concatenation
+        parts = jax.lax.split(weights, sizes, axis=1)
+        for (ir, bound), part in zip(self.products.items(), parts, strict=True):
+            mine = part.reshape(-1, bound.num_weights, self.channels[ir])
             product = bound.couple(x[ir], prepared[ir], mine)
-            places = bound.irreps_paths.slices()
-            for (_, out), place in zip(bound.irreps_paths, places, strict=True):
-                results.setdefault(str(out), []).append(product[:, place])
+            pieces = jax.lax.split(product, [out.dim for _, out in bound.irreps_paths], axis=1)
+            for (_, out), piece in zip(bound.irreps_paths, pieces, strict=True):
+                results.setdefault(str(out), []).append(piece)
         return {ir: jnp.concatenate(results[ir], axis=2) for ir in channels_of(self.irreps_out)}
 
 

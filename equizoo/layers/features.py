@@ -4,6 +4,7 @@ Such features are a dict from the name of an irrep to an array ``[n, 2l + 1, cha
 """
 
 import e3nn_jax as e3nn
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -95,15 +96,15 @@ def gate(
     """
     silu = normalized_silu(constant)
     channels = channels_of(irreps)
-    scalars, gates = x[SCALAR][:, :, : channels[SCALAR]], x[SCALAR][:, :, channels[SCALAR] :]
-    result, start = {}, 0
-    for ir, mul in channels.items():
-        if ir == SCALAR:
-            result[ir] = silu(scalars)
-        else:
-            result[ir] = x[ir] * normalized_sigmoid(gates[:, :, start : start + mul], constant)
-            start += mul
-    return result
+    others = [ir for ir in channels if ir != SCALAR]
+    sizes = [channels[ir] for ir in (SCALAR, *others)]
+    # split, not indexing: its transpose is one concatenation
+    scalars, *gates = jax.lax.split(x[SCALAR], sizes, axis=2)
+    gated = {
+        ir: x[ir] * normalized_sigmoid(part, constant)
+        for ir, part in zip(others, gates, strict=True)
+    }
+    return {ir: silu(scalars) if ir == SCALAR else gated[ir] for ir in channels}
 
 
 def add(x: Features, y: Features) -> Features:

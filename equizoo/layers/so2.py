@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from equizoo.graph import Graph, gather_receivers, gather_senders, sum_receivers
 from equizoo.layers.products import Products
 from equizoo.layers.radial_network import Affine, uniform_param
+from equizoo.tensor_products._matrices import apply_matrices, apply_transposed
 from equizoo.tensor_products._so3 import rotations_to_pole, unit_vectors, wigner_matrices
 
 
@@ -64,12 +65,12 @@ def ends_in_frames(
     In rows of the graph, frames of all edges of a receiver make one matrix for its features, which
     are then never copied to the edges.
     """
-    senders = jnp.einsum("eki,eic->ekc", rows, gather_senders(x, graph))
+    senders = apply_matrices(rows, gather_senders(x, graph))
     if graph.slots is None:
-        receivers = jnp.einsum("eki,eic->ekc", rows, gather_receivers(x, graph))
+        receivers = apply_matrices(rows, gather_receivers(x, graph))
     else:
         stacked = rows.reshape(graph.num_nodes, -1, rows.shape[2])
-        receivers = jnp.einsum("nki,nic->nkc", stacked, x).reshape(senders.shape)
+        receivers = apply_matrices(stacked, x).reshape(senders.shape)
     return jnp.concatenate([senders, receivers], axis=2)
 
 
@@ -84,10 +85,10 @@ def sum_from_frames(
     is made for edges.
     """
     if graph.slots is None:
-        return sum_receivers(jnp.einsum("eki,ekc->eic", rows, y), graph)
+        return sum_receivers(apply_transposed(rows, y), graph)
     y = jnp.where(graph.edge_mask[:, None, None], y, 0)
     stacked = (a.reshape(graph.num_nodes, -1, a.shape[2]) for a in (rows, y))
-    return jnp.einsum("nki,nkc->nic", *stacked)
+    return apply_transposed(*stacked)
 
 
 class SO2Linear(nnx.Module):

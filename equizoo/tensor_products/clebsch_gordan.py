@@ -19,6 +19,7 @@ from equizoo.tensor_products._base import (
     allowed_paths,
     coupling,
 )
+from equizoo.tensor_products._matrices import apply_matrices
 from equizoo.tensor_products._symmetric import monomials, symmetric_basis
 
 # More non-zero couplings than this are not unrolled: compile time grows with them. With one channel
@@ -99,8 +100,8 @@ class BoundClebschGordan(BoundProduct):
         if isinstance(prepared, Matrices):
             matrices = prepared.matrices
             if weights.shape[2] == 1:
-                return _applied(self._spread(weights) * matrices, x)
-            products = _applied(matrices, x)
+                return apply_matrices(self._spread(weights) * matrices, x)
+            products = apply_matrices(matrices, x)
             pieces = _split(products, self.irreps_paths)
         elif self._few:
             pieces = [jnp.concatenate(parts, axis=1) for parts in self._components(x, prepared)]
@@ -123,7 +124,7 @@ class BoundClebschGordan(BoundProduct):
             return self._sum_paths(self.couple(x, prepared, weights))
         # weights that channels share sum the paths of the small matrices instead of the results
         matrices = self._sum_paths(self._spread(weights) * prepared.matrices)
-        return _applied(matrices, x)
+        return apply_matrices(matrices, x)
 
     def _spread(
         self, weights: Float[Array, "batch_w num_weights 1"]
@@ -330,7 +331,7 @@ class SymmetricPower(BoundPower):
             for index, coefficients in enumerate(self._coefficients)
         ]
         products = jax.lax.split(
-            _applied(jnp.concatenate(matrices, axis=1), features),
+            apply_matrices(jnp.concatenate(matrices, axis=1), features),
             [matrix.shape[1] for matrix in matrices],
             axis=1,
         )
@@ -365,7 +366,9 @@ class SymmetricPower(BoundPower):
         }
         return [
             _sum_factors(
-                _applied(self._folded(index, 4, 4, self._quartic[index], weights), pairs[ir.p]),
+                apply_matrices(
+                    self._folded(index, 4, 4, self._quartic[index], weights), pairs[ir.p]
+                ),
                 pairs[1],
                 ir.dim,
             )

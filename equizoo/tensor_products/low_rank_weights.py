@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from equizoo.graph import Graph, gather_senders, sum_receivers
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products._base import BoundProduct, TensorProduct, coupling
+from equizoo.tensor_products._matrices import apply_matrices
 
 # Matrices with no more elements are not worth a library's call each (twice as fast up to l_max 1).
 _SUMMED = 20
@@ -151,10 +152,10 @@ class BoundLowRank(BoundProduct):
             matrices = jnp.sum(weights[:, :, None] * prepared, axis=1)
             if matrices.shape[1] * matrices.shape[2] <= _SUMMED:
                 return jnp.sum(matrices[..., None] * x[:, None], axis=2)
-            return jnp.matmul(matrices, x, precision="highest")
+            return apply_matrices(matrices, x)
         batch, rank, rows, columns = prepared.shape
         stacked = prepared.reshape(batch, rank * rows, columns)
-        products = jnp.matmul(stacked, x, precision="highest")
+        products = apply_matrices(stacked, x)
         products = products.reshape(batch, rank, rows, x.shape[2])
         return jnp.sum(weights[:, :, None] * products, axis=1)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from equizoo.graph import Graph
 from equizoo.registry import TENSOR_PRODUCTS
 from equizoo.tensor_products._base import BoundProduct, TensorProduct
+from equizoo.tensor_products._matrices import apply_matrices
 
 _BFLOAT16 = 2.0**-8  # of each factor: 8 bits of mantissa
 _SMALL = 1e-10  # of a coupling; the maps have unit variance
@@ -117,7 +118,7 @@ class BoundShared(BoundProduct):
         if self._form == Form.BFLOAT16:
             x_rounded = x.astype(prepared.dtype)
             return weights * jnp.matmul(prepared, x_rounded, preferred_element_type=x.dtype)
-        return weights * jnp.matmul(prepared, x, precision="highest")
+        return weights * apply_matrices(prepared, x)
 
     def collect(
         self,

@@ -366,9 +366,10 @@ class Gate(nnx.Module):
         self.gates = Affine(config.channels, config.channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n dim channels"]) -> Float[Array, "n dim channels"]:
-        values, gates = self.values(x), jax.nn.sigmoid(self.gates(x[:, 0]))
-        rest = values[:, 1:] * gates[:, None]
-        return jnp.concatenate([jax.nn.silu(values[:, :1]), rest], axis=1)
+        gates = jax.nn.sigmoid(self.gates(x[:, 0]))
+        # split, not indexing: its transpose is one concatenation
+        scalars, rest = jax.lax.split(self.values(x), [1, x.shape[1] - 1], axis=1)
+        return jnp.concatenate([jax.nn.silu(scalars), rest * gates[:, None]], axis=1)
 
 
 class EdgeWeights(nnx.Module):
