@@ -148,14 +148,13 @@ def test_the_table_of_a_card(tmp_path):
     example = (ROOT / "model_cards/README.md").read_text("utf-8")
     card = example.partition("```yaml\n")[2].partition("```")[0].replace("3f0c...", 64 * "a")
     fields, _ = split_front_matter(card)
-    (tmp_path / f"{fields['name']}.md").write_text(
-        card.replace("forces_mae_", "forces_rmse_").replace("energy_mae_", "energy_rmse_"), "utf-8"
-    )
+    card = card.replace("forces_mae_", "forces_rmse_")
+    (tmp_path / f"{fields['name']}.md").write_text(card, "utf-8")
     text = load_models_table().models_table(CardRegistry(tmp_path))
     for part in (fields["name"], "H C N O", "5 Å", "51,200", "0.2 meV/atom", "8.1 meV/Å"):
         assert part in text
     columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
-    assert columns == [7, 7, 7, 6, 6, 6]
+    assert columns == [7, 7, 7, 8, 8, 8]
 
 
 @pytest.fixture(scope="module")
