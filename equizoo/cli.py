@@ -169,7 +169,9 @@ def models(
         return
     for source, title in SOURCES.items():
         here = [entry for entry in entries if entry.source == source]
-        longest = max((len(entry.name) for entry in here), default=0)
+        if not here:
+            continue
+        longest = max(len(entry.name) for entry in here)
         table = Table(  # a line each, names whole: they are what other commands want
             Column("name", no_wrap=True, min_width=longest),
             Column("elements", no_wrap=True, min_width=16),
@@ -188,8 +190,7 @@ def models(
                 entry.license_weights,
                 entry.level_of_theory,
             )
-        if here:
-            Console().print(table)
+        Console().print(table)
     if not entries:
         Console().print("no model satisfies all conditions")
 

@@ -210,7 +210,10 @@ class BoundClebschGordan(BoundProduct):
 
 
 def _applied(matrices: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Matrix products in the full precision of their arguments, whatever the device's default."""
+    """Matrix products in the full precision of their arguments, whatever the device's default.
+
+    Of constants; where each item has a matrix of its own, ``apply_matrices``.
+    """
     return jnp.matmul(matrices, x, precision="highest")
 
 
