@@ -1,10 +1,12 @@
 """The command line: one function per command, its signature the options (tyro), shown with rich."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import select
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -376,7 +378,7 @@ def prepare(
     from equizoo.neighbors import NeighborLimit
 
     limit = None if max_neighbors is None else NeighborLimit(max_neighbors)
-    with Console(stderr=True).status("prepare") as status:
+    with _telling() as tell:
         dataset = run(
             sources,
             out,
@@ -391,7 +393,7 @@ def prepare(
             frames_per_shard=frames_per_shard,
             workers=workers,
             on_bad=on_bad,
-            progress=lambda shards, frames: status.update(
+            progress=lambda shards, frames: tell(
                 f"prepare {out}: {frames:,} frames in {shards} shards"
             ),
         )
@@ -1010,14 +1012,14 @@ def certify(
     if card:
         _require_card(name, potential)
     source, frames = cards.structures_for(name, structures)
-    with Console(stderr=True).status("certify") as status:
+    with _telling() as tell:
         certificate = run(
             potential,
             frames,
             source=source,
             sha256=sha256_of(find_model_folder(name) / WEIGHTS),
             settings=settings,
-            progress=lambda what: status.update(f"certify {name}: {what}"),
+            progress=lambda what: tell(f"certify {name}: {what}"),
         )
     if card:
         cards.update_card(potential, certificate=certificate)
@@ -1256,6 +1258,27 @@ def _join_hosts(place: str | None) -> None:
 
     if place is not None:
         join(place)
+
+
+@contextlib.contextmanager
+def _telling(every: float = 30.0) -> Iterator[Callable[[str], None]]:
+    """Says what is being done: on a terminal in one line that changes, else every so many seconds.
+
+    A log file thus shows how far a long command is.
+    """
+    console, last = Console(stderr=True), time.monotonic()
+
+    def line(what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            console.print(_escape(what), highlight=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield line
+        return
+    with console.status("") as status:
+        yield lambda what: status.update(_escape(what))
 
 
 def _emit(result: Any, path: Path | None) -> bool:

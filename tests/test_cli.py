@@ -537,6 +537,15 @@ def test_training_refuses_faulty_data_unless_told_otherwise(here, faulty, capsys
 # ---- certify and compare
 
 
+def test_a_log_shows_how_far_a_long_command_is(capsys):
+    with cli._telling(every=0.0) as tell:
+        tell("certify x: step [100] of 200")
+    assert capsys.readouterr().err == "certify x: step [100] of 200\n"
+    with cli._telling(every=1e6) as tell:
+        tell("certify x: step 100 of 200")
+    assert not capsys.readouterr().err
+
+
 def test_certify_says_what_was_run_and_compare_puts_side_by_side(here, capsys, tmp_path):
     brief = ("--frames", "1", "--turns", "1", "--replicas", "1", "--temperatures", "100")
     brief += ("--md-picoseconds", "0.002", "--nve-picoseconds", "0")

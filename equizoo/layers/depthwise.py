@@ -22,6 +22,8 @@ class Depthwise:
 
     irreps_out: str
     num_weights: int
+    weights_of: dict[str, slice]  # those of each factor
+    results_of: dict[str, dict[str, slice]]  # channels of each irrep of the result, by factor
 
     def __init__(
         self, product: TensorProduct, irreps: str, irreps_harmonics: str, keep: frozenset[str]
@@ -29,7 +31,9 @@ class Depthwise:
         harmonics = e3nn.Irreps(irreps_harmonics)
         self.channels = channels_of(irreps)
         self.products: dict[str, BoundProduct] = {}
+        self.weights_of, self.results_of = {}, {}
         reached: dict[str, int] = {}
+        start = 0
         for ir, mul in self.channels.items():
             results = {str(out) for _, other in harmonics for out in e3nn.Irrep(ir) * other}
             wanted = sorted(results & (keep | {SCALAR}), key=e3nn.Irrep)
@@ -37,12 +41,15 @@ class Depthwise:
                 continue
             bound = product.bind(ir, irreps_harmonics, "+".join(wanted))
             self.products[ir] = bound
+            self.weights_of[ir] = slice(start, start + bound.num_weights * mul)
+            start = self.weights_of[ir].stop
+            before = dict(reached)
             for _, out in bound.irreps_paths:
                 reached[str(out)] = reached.get(str(out), 0) + mul
+            results = {str(out) for _, out in bound.irreps_paths}
+            self.results_of[ir] = {out: slice(before.get(out, 0), reached[out]) for out in results}
         self.irreps_out = irreps_of({ir: reached[ir] for ir in sorted(reached, key=e3nn.Irrep)})
-        self.num_weights = sum(
-            bound.num_weights * self.channels[ir] for ir, bound in self.products.items()
-        )
+        self.num_weights = start
 
     def prepare(self, harmonics: Float[Array, "edges dim"]) -> dict[str, Any]:
         """What depends on the harmonics alone: once for all layers that share this object."""
@@ -55,17 +62,40 @@ class Depthwise:
         weights: Float[Array, "batch_w num_weights"],
     ) -> Features:
         """The products, ``weights`` of each edge or (``batch_w = 1``) shared by all."""
-        results: dict[str, list[Array]] = {}
-        sizes = [bound.num_weights * self.channels[ir] for ir, bound in self.products.items()]
         # split, not indexing: its transpose is one concatenation
+        sizes = [place.stop - place.start for place in self.weights_of.values()]
         parts = jax.lax.split(weights, sizes, axis=1)
-        for (ir, bound), part in zip(self.products.items(), parts, strict=True):
-            mine = part.reshape(-1, bound.num_weights, self.channels[ir])
-            product = bound.couple(x[ir], prepared[ir], mine)
-            pieces = jax.lax.split(product, [out.dim for _, out in bound.irreps_paths], axis=1)
-            for (_, out), piece in zip(bound.irreps_paths, pieces, strict=True):
-                results.setdefault(str(out), []).append(piece)
+        results: dict[str, list[Array]] = {}
+        for ir, part in zip(self.products, parts, strict=True):
+            for out, pieces in self._pieces(ir, x[ir], prepared, part).items():
+                results.setdefault(out, []).extend(pieces)
         return {ir: jnp.concatenate(results[ir], axis=2) for ir in channels_of(self.irreps_out)}
+
+    def of_factor(
+        self,
+        ir: str,
+        x: Float[Array, "edges dim channels"],
+        prepared: dict[str, Any],
+        weights: Float[Array, "batch_w num_mine"],
+    ) -> Features:
+        """The products of one irrep alone, with ``weights_of`` it: the channels ``results_of`` it.
+
+        They are what the whole product has there; its other channels do not depend on this factor.
+        """
+        pieces = self._pieces(ir, x, prepared, weights)
+        return {out: jnp.concatenate(arrays, axis=2) for out, arrays in pieces.items()}
+
+    def _pieces(
+        self, ir: str, x: Array, prepared: dict[str, Any], weights: Array
+    ) -> dict[str, list[Array]]:
+        bound = self.products[ir]
+        mine = weights.reshape(-1, bound.num_weights, self.channels[ir])
+        product = bound.couple(x, prepared[ir], mine)
+        pieces: dict[str, list[Array]] = {}
+        parts = jax.lax.split(product, [out.dim for _, out in bound.irreps_paths], axis=1)
+        for (_, out), part in zip(bound.irreps_paths, parts, strict=True):
+            pieces.setdefault(str(out), []).append(part)
+        return pieces
 
 
 @functools.cache

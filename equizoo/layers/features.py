@@ -70,13 +70,15 @@ class FeaturesLinear(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros(channels_out[SCALAR], jnp.float32)) if use_bias else None
 
-    def __call__(self, x: Features) -> Features:
+    def __call__(self, x: Features, count: Float[Array, "n 1"] | None = None) -> Features:
+        """``count``: how often the bias is added, for an ``x`` that is a sum of features; once."""
         result = {
             ir: x[ir] @ kernel[...].astype(x[ir].dtype) for ir, kernel in self.kernels.items()
         }
         if self.bias is not None:
             scalars = result[SCALAR]
-            result[SCALAR] = scalars + self.bias[...].astype(scalars.dtype)[None, None]
+            bias = self.bias[...].astype(scalars.dtype)[None, None]
+            result[SCALAR] = scalars + (bias if count is None else count[:, :, None] * bias)
         return result
 
 

@@ -31,9 +31,12 @@ class Affine(nnx.Module):
         self.kernel = uniform_param(rngs, (width_in, width_out), width_in**-0.5)
         self.bias = uniform_param(rngs, (width_out,), bias_bound)
 
-    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
-        product = self.products.of(x, self.kernel[...].astype(x.dtype))
-        return product + self.bias[...].astype(x.dtype)[None]
+    def __call__(
+        self, x: Float[Array, "batch features"], wanted: slice = slice(None)
+    ) -> Float[Array, "batch outputs"]:
+        """``wanted``: which outputs, all by default."""
+        product = self.products.of(x, self.kernel[...][:, wanted].astype(x.dtype))
+        return product + self.bias[...][wanted].astype(x.dtype)[None]
 
 
 class RadialNetwork(nnx.Module):
@@ -55,7 +58,10 @@ class RadialNetwork(nnx.Module):
         )
         self.norms = nnx.List([LayerNorm(width, rngs=rngs) for width in widths[1:-1]])
 
-    def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch outputs"]:
+    def __call__(
+        self, x: Float[Array, "batch features"], wanted: slice = slice(None)
+    ) -> Float[Array, "batch outputs"]:
+        """``wanted``: which outputs, all by default."""
         for affine, norm in zip(self.maps[:-1], self.norms, strict=True):
             x = jax.nn.silu(norm(affine(x)))
-        return self.maps[-1](x)
+        return self.maps[-1](x, wanted)

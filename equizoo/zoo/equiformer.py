@@ -349,18 +349,22 @@ class EdgeDegree(nnx.Module):
         self.linear = FeaturesLinear(product.irreps_out, config.irreps, rngs=rngs)
 
     def __call__(self, edges: Edges, graph: Graph) -> Features:
-        product, dtype = _products(self.config)[0], edges.basis.dtype
+        config, dtype = self.config, edges.basis.dtype
+        product = _products(config)[0]
         constants = self.constants[...].astype(dtype) + self.bias[...].astype(dtype)
-        x = {
-            ir: jnp.zeros((graph.num_edges, e3nn.Irrep(ir).dim, mul), dtype)
-            for ir, mul in channels_of(self.config.irreps).items()
+        x = jnp.broadcast_to(constants, (graph.num_edges, 1, len(constants)))
+        envelope = jnp.ones_like(edges.basis[:, 0]) if edges.envelope is None else edges.envelope
+        weights = self.radial(edges.basis, product.weights_of[SCALAR]) * envelope[:, None]
+        messages = product.of_factor(SCALAR, x, edges.prepared[product], weights)
+        # the linear map is of sums: there are fewer atoms than edges
+        summed = {
+            ir: jnp.zeros((graph.num_nodes, e3nn.Irrep(ir).dim, mul), dtype)
+            for ir, mul in channels_of(product.irreps_out).items()
         }
-        x[SCALAR] = x[SCALAR] + constants[None, None]
-        x = self.linear(product(x, edges.prepared[product], self.radial(edges.basis)))
-        if edges.envelope is not None:
-            x = {ir: array * edges.envelope[:, None, None] for ir, array in x.items()}
-        norm = float(np.sqrt(self.config.avg_num_neighbors))
-        return {ir: sum_receivers(array, graph) / norm for ir, array in x.items()}
+        for ir, place in product.results_of[SCALAR].items():
+            summed[ir] = summed[ir].at[:, :, place].set(sum_receivers(messages[ir], graph))
+        x = self.linear(summed, sum_receivers(envelope, graph)[:, None])
+        return {ir: array / float(np.sqrt(config.avg_num_neighbors)) for ir, array in x.items()}
 
 
 class EquiformerLayer(nnx.Module):
