@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,15 +49,18 @@ class Predictor(abc.ABC):
     @property
     @abc.abstractmethod
     def part_size(self) -> int:
-        """Systems in a part unless told otherwise; those of one part are lost with a killed run."""
+        """Systems in a part unless told otherwise."""
 
     @abc.abstractmethod
     def prepare(self, frames: Sequence[CatalystFrame]) -> None:
         """Chooses shapes of batches that suit ``frames``."""
 
     @abc.abstractmethod
-    def __call__(self, frames: Sequence[CatalystFrame]) -> Iterator[Outcome]:
-        """An outcome for each frame, in order, a function of them and of what was prepared."""
+    def __call__(self, frames: Sequence[CatalystFrame], folder: Path) -> Iterator[Outcome]:
+        """An outcome for each frame, in order, a function of them and of what was prepared.
+
+        ``folder`` is for what a killed run is to find again of work that takes long.
+        """
 
 
 class SinglePoint(Predictor):
@@ -85,7 +89,7 @@ class SinglePoint(Predictor):
         structures = [frame.structure for frame in frames]
         self._plan = self.potential.plan_budgets(structures, batch_nodes=self.batch_nodes)
 
-    def __call__(self, frames: Sequence[CatalystFrame]) -> Iterator[Outcome]:
+    def __call__(self, frames: Sequence[CatalystFrame], folder: Path) -> Iterator[Outcome]:
         stream = self.potential.predict_stream(
             [frame.structure for frame in frames],
             dtype=self.dtype,
@@ -108,6 +112,11 @@ class PartFile:
     @property
     def path(self) -> Path:
         return self.folder / self.split / f"{self.start:09d}-{self.stop:09d}.npz"
+
+    @property
+    def under_way(self) -> Path:
+        """A folder that is there while the part is computed."""
+        return self.path.with_suffix("")
 
 
 class PartContent(NamedTuple):
@@ -174,8 +183,10 @@ def predict_parts(
         predictor.prepare(list(itertools.chain.from_iterable(first)))
     for part in mine:
         frames = list(sources[part.split].frames(part.start, part.stop))
-        outcomes = predictor(frames)
+        outcomes = predictor(frames, part.under_way)
         _write(part, task, [to_task(f, o) for f, o in zip(frames, outcomes, strict=True)], frames)
+        if part.under_way.exists():
+            shutil.rmtree(part.under_way)
         advance(part.stop - part.start)
     return [part for part in parts if not part.path.exists()]
 

@@ -1,6 +1,7 @@
 """Relaxed energies and structures for leaderboards, by relaxation with a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from equizoo.data.catalyst_frames import CatalystFrame
@@ -33,6 +34,6 @@ class ByRelaxation(Predictor):
     def prepare(self, frames: Sequence[CatalystFrame]) -> None:
         self._plan = self.relaxer.plan_budgets([frame.structure for frame in frames])
 
-    def __call__(self, frames: Sequence[CatalystFrame]) -> Iterator[Outcome]:
-        for relaxed in self.relaxer(frames, budgets=self._plan):
+    def __call__(self, frames: Sequence[CatalystFrame], folder: Path) -> Iterator[Outcome]:
+        for relaxed in self.relaxer(frames, folder=folder, budgets=self._plan):
             yield Outcome(relaxed.energy, relaxed.positions if self.positions else None)

@@ -10,6 +10,7 @@ import collections
 import copy
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from equizoo.data.catalyst_frames import CatalystFrame
 from equizoo.eval.optimizers import LBFGS, Memory, PositionOptimizer, all_finite, largest_force
 from equizoo.eval.packing import MAX_GRAPHS, BudgetSet
 from equizoo.eval.potential import BATCH_NODES, DTYPES, Potential, numerics
+from equizoo.eval.relax_progress import LaneProgress, Progress, trajectory_arrays, trajectory_of
 from equizoo.eval.run_folder import open_run_folder, write_arrays
 from equizoo.graph import Budget, Frame, Graph, batch_frames, unbatch_nodes, within_cutoff
 from equizoo.structure import Structure
@@ -33,6 +35,7 @@ from equizoo.zoo._base import Prediction
 _STEPS_PER_VISIT = 50  # of the host, at most, with a skin
 _LANES_ON_CPU = 3  # small batches side by side keep two cores busier than one large
 _LBFGS = LBFGS()
+_PROGRESS = "under-way.npz"
 
 
 class Relaxed(NamedTuple):
@@ -85,6 +88,41 @@ class _Lane:
     held: tuple[list[_Item], Budget] | None = None  # what the state is of
     state: State | None = None
     computing: Future[State] | None = None
+
+    def progress(self) -> LaneProgress | None:
+        if self.computing is None or self.held is None:
+            return None
+        return LaneProgress(
+            indices=[item.index for item in self.active],
+            nodes=[item.initial.num_nodes for item in self.active],
+            budget=self.held[1],
+            displacement=np.concatenate([item.displacement for item in self.active]),
+            state=[np.asarray(leaf) for leaf in jax.tree.leaves(self.computing.result())],
+            trajectories=[item.trajectory for item in self.active],
+        )
+
+
+@dataclasses.dataclass
+class _Run:
+    """Relaxations under way."""
+
+    waiting: collections.deque[_Item]
+    lanes: list[_Lane]
+    budgets: BudgetSet
+
+    @property
+    def pending(self) -> set[int]:
+        """The structures that have not ended."""
+        active = (item.index for lane in self.lanes for item in lane.active)
+        return {*active, *(item.index for item in self.waiting)}
+
+    def progress(self) -> Progress:
+        """Where all is; waits for what is being computed."""
+        return Progress(
+            [item.index for item in self.waiting],
+            list(self.budgets.budgets),
+            [lane.progress() for lane in self.lanes],
+        )
 
 
 class Relaxer:
@@ -162,6 +200,7 @@ class Relaxer:
         *,
         record: bool = False,
         folder: Path | None = None,
+        save_every: float = 300.0,  # [s]
         budgets: BudgetSet | None = None,
         advance: Callable[[int], None] = lambda structures: None,
     ) -> list[Relaxed]:
@@ -169,20 +208,24 @@ class Relaxer:
 
         Atoms do not move that ``FixAtoms`` holds, or ``fixed`` of a frame or of a structure's
         ``info``. With ``record`` every step is kept. With ``folder`` what is finished is written
-        there, and a later call with the same structures and settings goes on from it. ``budgets``
-        as in :meth:`Potential.predict_stream`. ``advance`` is told of structures finished.
+        there, and from time to time where the others are; a later call with the same structures
+        and settings goes on from there, and ends with the very numbers of a run that was never
+        stopped. ``budgets`` as in :meth:`Potential.predict_stream`. ``advance`` is told of
+        structures finished.
 
         Raises ``ValueError`` for structures that the potential refuses, and a folder of other ones.
         """
         items = [_item(i, s) for i, s in enumerate(structures)]
+        chosen = self._budgets if budgets is None else copy.deepcopy(budgets)
+        run = _Run(self._queue(items), [_Lane() for _ in range(self.lanes)], chosen)
         results: dict[int, Relaxed] = {}
         if folder is not None:
             open_run_folder(folder, self._run_facts(items, record))
+            self._resume(run, folder, items)
             for item in items:
-                if _path(folder, item.index).exists():
+                if item.index not in run.pending:
                     results[item.index] = _read(_path(folder, item.index), item.initial)
         advance(len(results))
-        waiting = [item for item in items if item.index not in results]
 
         def finished(item: _Item, relaxed: Relaxed) -> None:
             results[item.index] = relaxed
@@ -190,9 +233,15 @@ class Relaxer:
                 _write(_path(folder, item.index), relaxed)
             advance(1)
 
-        if waiting:
-            chosen = self._budgets if budgets is None else copy.deepcopy(budgets)
-            self._run(waiting, chosen, record, finished)
+        saved = time.monotonic()
+        with ThreadPoolExecutor(self.lanes) as threads:
+            while run.pending:
+                self._round(run, record, finished, threads)
+                if folder is not None and time.monotonic() - saved >= save_every:
+                    run.progress().write(folder / _PROGRESS)
+                    saved = time.monotonic()
+        if folder is not None:
+            (folder / _PROGRESS).unlink(missing_ok=True)
         return [results[index] for index in range(len(items))]
 
     def plan_budgets(self, structures: Iterable[Structure]) -> BudgetSet:
@@ -206,25 +255,49 @@ class Relaxer:
 
     # ---- on the host
 
-    def _run(
+    def _round(
         self,
-        items: Sequence[_Item],
-        budgets: BudgetSet,
+        run: "_Run",
         record: bool,
         finished: Callable[[_Item, Relaxed], None],
+        threads: ThreadPoolExecutor,
     ) -> None:
-        waiting = self._queue(items)
-        lanes = [_Lane() for _ in range(self.lanes)]
-        with ThreadPoolExecutor(self.lanes) as threads:
-            while waiting or any(lane.active for lane in lanes):
-                for lane in lanes:  # always in this order, so that the same ones share a batch
-                    if lane.computing is not None:
-                        lane.state = lane.computing.result()
-                        lane.active = self._visited(lane, record, finished)
-                        lane.computing = None
-                    lane.active = lane.active + self._taken(waiting, lane.active)
-                    if lane.active:
-                        lane.computing = self._next_visit(lane, budgets, record, threads)
+        """A visit to every lane, always in this order, so that the same ones share a batch."""
+        for lane in run.lanes:
+            if lane.computing is not None:
+                lane.state = lane.computing.result()
+                lane.active = self._visited(lane, record, finished)
+                lane.computing = None
+            lane.active = lane.active + self._taken(run.waiting, lane.active)
+            if lane.active:
+                lane.computing = self._next_visit(lane, run.budgets, record, threads)
+
+    def _resume(self, run: "_Run", folder: Path, items: Sequence[_Item]) -> None:
+        """Takes in what ``folder`` has of the run: all, where it was last saved, or nothing."""
+        if all(_path(folder, item.index).exists() for item in items):
+            run.waiting.clear()
+        if not run.waiting or not (folder / _PROGRESS).exists():
+            return
+        progress = Progress.read(folder / _PROGRESS, [item.initial for item in items])
+        run.waiting = collections.deque(items[index] for index in progress.waiting)
+        run.budgets.budgets[:] = progress.budgets
+        for lane, saved in zip(run.lanes, progress.lanes, strict=True):
+            if saved is None:
+                continue
+            lane.active = [items[index] for index in saved.indices]
+            ends = np.cumsum([item.initial.num_nodes for item in lane.active])[:-1]
+            moved = np.split(saved.displacement, ends)
+            for item, displacement, steps in zip(
+                lane.active, moved, saved.trajectories, strict=True
+            ):
+                item.displacement, item.trajectory = displacement, steps
+            lane.frames = [self._frame(item) for item in lane.active]
+            lane.held = lane.active, saved.budget
+            with numerics(self.dtype):
+                like = jax.tree.structure(self._begin(saved.budget))
+                state = jax.tree.unflatten(like, [jnp.asarray(leaf) for leaf in saved.state])
+            lane.computing = Future()
+            lane.computing.set_result(state)
 
     def _next_visit(
         self, lane: _Lane, budgets: BudgetSet, record: bool, threads: ThreadPoolExecutor
@@ -465,8 +538,6 @@ def _path(folder: Path, index: int) -> Path:
 
 
 def _write(path: Path, relaxed: Relaxed) -> None:
-    steps = relaxed.trajectory
-    nodes = len(relaxed.positions)
     write_arrays(
         path,
         {
@@ -475,29 +546,18 @@ def _write(path: Path, relaxed: Relaxed) -> None:
             "forces": relaxed.forces,
             "steps": np.array(relaxed.steps),
             "converged": np.array(relaxed.converged),
-            "trajectory_positions": np.array([s.positions for s in steps]).reshape(-1, nodes, 3),
-            "trajectory_energy": np.array([s.energy for s in steps], np.float64),
-            "trajectory_forces": np.array([s.forces for s in steps]).reshape(-1, nodes, 3),
+            **trajectory_arrays(relaxed.trajectory, len(relaxed.positions)),
         },
     )
 
 
 def _read(path: Path, initial: Structure) -> Relaxed:
     with np.load(path, allow_pickle=False) as arrays:
-        trajectory = tuple(
-            dataclasses.replace(
-                initial, positions=positions, energy=float(energy), forces=forces, stress=None
-            )
-            for positions, energy, forces in zip(
-                *(arrays[f"trajectory_{what}"] for what in ("positions", "energy", "forces")),
-                strict=True,
-            )
-        )
         return Relaxed(
             positions=arrays["positions"],
             energy=float(arrays["energy"]),
             forces=arrays["forces"],
             steps=int(arrays["steps"]),
             converged=bool(arrays["converged"]),
-            trajectory=trajectory,
+            trajectory=tuple(trajectory_of(arrays, initial)),
         )

@@ -154,6 +154,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_SHOWN = (
+    ("E", "energy_rmse_meV_per_atom", 2, "meV/atom"),
+    ("F", "forces_rmse_meV_per_A", 1, "meV/Å"),
+)
+
+
 class LiveProgress:
     """A rich progress bar over steps on stderr, with the last epoch's figures below it; one line
     per epoch where that is no terminal."""
@@ -197,11 +203,18 @@ class LiveProgress:
     def report(self, row: Mapping[str, Any]) -> None:
         figures = (
             f"epoch {row['epoch']:4d}  step {row['step']:6d}  "
-            f"loss {row.get('train_loss', math.nan):.3e}  "
-            f"train F {row.get('train_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  "
-            f"valid E {row.get('valid_energy_rmse_meV_per_atom', math.nan):.2f} meV/atom, "
-            f"F {row.get('valid_forces_rmse_meV_per_A', math.nan):.1f} meV/Å  padding "
-            f"{row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges"
+            f"loss {row.get('train_loss', math.nan):.3e}"
+        )
+        for part in ("train", "valid"):
+            errors = [
+                f"{letter} {row[f'{part}_{key}']:.{digits}f} {unit}"
+                for letter, key, digits, unit in _SHOWN
+                if f"{part}_{key}" in row
+            ]
+            if errors:
+                figures += f"  {part} {', '.join(errors)}"
+        figures += (
+            f"  padding {row['padding_nodes']:.0%} of atoms, {row['padding_edges']:.0%} of edges"
         )
         if "idle_share" in row:
             figures += f"  device idle {row['idle_share']:.1%}"

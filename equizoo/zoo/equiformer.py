@@ -363,8 +363,9 @@ class EdgeDegree(nnx.Module):
         }
         for ir, place in product.results_of[SCALAR].items():
             summed[ir] = summed[ir].at[:, :, place].set(sum_receivers(messages[ir], graph))
-        x = self.linear(summed, sum_receivers(envelope, graph)[:, None])
-        return {ir: array / float(np.sqrt(config.avg_num_neighbors)) for ir, array in x.items()}
+        degrees = self.linear(summed, sum_receivers(envelope, graph)[:, None])
+        norm = float(np.sqrt(config.avg_num_neighbors))
+        return {ir: array / norm for ir, array in degrees.items()}
 
 
 class EquiformerLayer(nnx.Module):

@@ -220,7 +220,7 @@ def test_relaxations(potential, data, tmp_path):
 
 
 def test_a_part_of_relaxations_is_about_ten_batches(potential, data, tmp_path):
-    """So that a killed run loses minutes, where single points have a thousand to a part."""
+    """So that many processes can share the work; single points have a thousand to a part."""
     sources = open_splits(IS2RE, data / "is2re", "test", COUNTS, ADSORPTION)
     sizes = {}
     for batch_nodes in (16, 512, 8192):

@@ -177,28 +177,55 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_goes_on_from_its_folder(potential, tmp_path):
-    structures = [squeezed(seed, 4) for seed in range(5)]
-    relaxer = Relaxer(potential, fmax=0.01, batch_nodes=12)
-    count = []
+@pytest.mark.parametrize("record", [False, True], ids=["ends", "trajectories"])
+@pytest.mark.parametrize("skin", [0.0, 0.3])
+@pytest.mark.parametrize("killed_after", [1, 4, 6])
+def test_a_killed_run_ends_where_it_would_have(potential, tmp_path, killed_after, skin, record):
+    """To the last bit: structures keep the batches, and the places in them, that they had."""
+    structures = [squeezed(seed, nodes) for seed, nodes in enumerate((4, 6, 3, 5, 4, 6, 5))]
+    options = dict(fmax=0.01, max_steps=40, batch_nodes=24, skin=skin, lanes=2)
+    whole = Relaxer(potential, **options)(structures, record=record)
+    left = killed_after
 
-    def kill(structures):
-        count.append(structures)
-        if len(count) == 4:
+    def kill(ended):
+        nonlocal left
+        left -= ended
+        if left == 0:
             raise Killed
 
     with pytest.raises(Killed):
-        relaxer(structures, folder=tmp_path / "run", record=True, advance=kill)
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("0*.npz")}
-    assert 0 < len(before) < 5
+        Relaxer(potential, **options)(
+            structures, folder=tmp_path, record=record, save_every=0.0, advance=kill
+        )
+    assert (tmp_path / "under-way.npz").exists()
+    computed = []
+    resumed = Relaxer(potential, **options)(
+        structures, folder=tmp_path, record=record, advance=computed.append
+    )
+    assert 0 < computed[0] < killed_after + 1 or killed_after == 1
+    assert sum(computed) == len(structures) and not (tmp_path / "under-way.npz").exists()
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+        np.testing.assert_array_equal(a.forces, b.forces)
+        assert (a.energy, a.steps, a.converged) == (b.energy, b.steps, b.converged)
+        assert len(a.trajectory) == len(b.trajectory) == (a.steps + 1 if record else 0)
+        for one, other in zip(a.trajectory, b.trajectory, strict=True):
+            np.testing.assert_array_equal(one.positions, other.positions)
+            assert one.energy == other.energy
+
+
+def test_a_run_goes_on_from_its_folder(potential, tmp_path):
+    structures = [squeezed(seed, 4) for seed in range(5)]
+    relaxer = Relaxer(potential, fmax=0.01, batch_nodes=12)
     results = relaxer(structures, folder=tmp_path / "run", record=True)
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("0*.npz")}
-    assert len(after) == 5 and before.items() <= after.items()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("0*.npz")}
+    assert len(before) == 5
     whole = relaxer(structures, folder=tmp_path / "run", record=True)
-    for a, b, fresh in zip(results, whole, relaxer(structures), strict=True):
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("0*.npz")}
+    assert before == after
+    for a, b in zip(results, whole, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
         assert (a.energy, a.steps, len(a.trajectory)) == (b.energy, b.steps, len(b.trajectory))
-        assert a.energy == pytest.approx(fresh.energy, abs=1e-4)
     with pytest.raises(ValueError, match="parts of another run.*structures_sha256"):
         relaxer(structures[:2], folder=tmp_path / "run", record=True)
     charged = [atoms.copy() for atoms in structures]

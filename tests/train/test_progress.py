@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from equizoo.train.progress import RunLog, TensorBoard, WeightsAndBiases, read_rows
+from equizoo.train.progress import LiveProgress, RunLog, TensorBoard, WeightsAndBiases, read_rows
 
 ROWS = [
     {"epoch": 1, "step": 10, "train_loss": 0.5, "valid_objective": 2.0},
@@ -100,3 +100,14 @@ def test_tensorboard_gets_every_row(tmp_path):
             found.setdefault(event.step, {})[value.tag] = value.simple_value
         place += 16 + size
     assert found == expected(ROWS)
+
+
+def test_a_line_of_an_epoch_shows_the_errors_that_there_are(capsys):
+    row = {"epoch": 1, "step": 8, "train_loss": 0.5, "skipped_steps": 0}
+    row |= {"padding_nodes": 0.1, "padding_edges": 0.2, "train_energy_rmse_meV_per_atom": 3.0}
+    live = LiveProgress(8, 0, "training")
+    live.report(row)
+    live.report(row | {"valid_forces_rmse_meV_per_A": 51.0, "valid_energy_rmse_meV_per_atom": 2.0})
+    first, second = capsys.readouterr().err.splitlines()
+    assert "train E 3.00 meV/atom  padding 10% of atoms" in first and "valid" not in first
+    assert "valid E 2.00 meV/atom, F 51.0 meV/Å  padding" in second and "nan" not in first + second
