@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import jax
@@ -67,9 +68,7 @@ def certify(
     for check in _STATIC:
         progress(check.__name__.strip("_").replace("_", " "))
         checks += check(bench)
-    checks.append(_conservation(bench, replicas, progress))
-    for temperature in settings.temperatures:
-        checks.append(_stability(bench, replicas, temperature, progress))
+    checks += _dynamics(bench, replicas, progress)
     device = jax.devices()[0]
     return Certificate(
         model=potential.name,
@@ -422,6 +421,18 @@ def _differences(one: Sequence[Result], other: Sequence[Result]) -> tuple[float,
 
 
 # ---- dynamics ---------------------------------------------------------------------------------
+
+
+def _dynamics(
+    bench: _Bench, replicas: Sequence[Structure], progress: Callable[[str], None]
+) -> list[Check]:
+    """On a CPU all runs at the same time: small programs side by side keep its cores busier."""
+    runs = [functools.partial(_conservation, bench, replicas, progress)]
+    for temperature in bench.settings.temperatures:
+        runs.append(functools.partial(_stability, bench, replicas, temperature, progress))
+    at_once = len(runs) if jax.default_backend() == "cpu" else 1
+    with ThreadPoolExecutor(at_once) as threads:
+        return list(threads.map(lambda run: run(), runs))
 
 
 def _conservation(
