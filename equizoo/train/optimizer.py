@@ -71,7 +71,8 @@ def _direction(kind: str, unit_kernels: bool) -> optax.GradientTransformation:
     return optax.partition(
         {
             "matrix": optax.chain(
-                orthogonal, optax.stateless(lambda some, _: _sized(some, unit_kernels))
+                _of_equal_shape_together(orthogonal),
+                optax.stateless(lambda some, _: _sized(some, unit_kernels)),
             ),
             "other": optax.scale_by_adam(),
         },
@@ -81,6 +82,28 @@ def _direction(kind: str, unit_kernels: bool) -> optax.GradientTransformation:
             some,
         ),
     )
+
+
+def _of_equal_shape_together(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """``inner`` on stacks of all leaves of one shape: a few large operations for many small."""
+
+    def stacks(tree: Any) -> dict[str, jax.Array]:
+        by_shape: dict[str, list[jax.Array]] = {}
+        for leaf in jax.tree.leaves(tree):
+            by_shape.setdefault("x".join(map(str, leaf.shape)), []).append(leaf)
+        return {shape: jnp.stack(leaves) for shape, leaves in by_shape.items()}
+
+    def update(updates, state, params=None):
+        leaves, tree = jax.tree.flatten(updates)
+        given = None if params is None else stacks(params)
+        found, state = inner.update(stacks(updates), state, given)
+        parts = {shape: iter(stack) for shape, stack in found.items()}
+        new = [next(parts["x".join(map(str, leaf.shape))]) for leaf in leaves]
+        return jax.tree.unflatten(tree, new), state
+
+    return optax.GradientTransformation(lambda params: inner.init(stacks(params)), update)
 
 
 def _sized(updates: Any, unit_kernels: bool) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.contrib
 import pytest
 from conftest import packing_for, tiny_model
 from flax import nnx
@@ -157,6 +158,28 @@ def test_muon_is_adam_for_all_but_the_matrices_of_linear_layers():
         if not as_adam and update.ndim == 2 and min(update.shape) > 1:
             values = np.linalg.svd(update, compute_uv=False)
             assert values[0] < 2 * values[-1], name
+
+
+def test_muon_treats_every_matrix_as_if_it_were_alone():
+    """Over two steps, so that the momentum is each one's own too."""
+    params = params_of(tiny_model())
+    plain = {"weight_decay": 0.0, "warmup_steps": 0, "learning_rate": 1.0, "clip_norm": 1e9}
+    gradients = [gradient_like(params), jax.tree.map(lambda x: x**2 - 0.1, gradient_like(params))]
+    config = Optimizer(kind="muon", **plain)
+    together, rate = updates_of(config, gradients, params), learning_rate_schedule(config, 10)(1)
+    alone = optax.contrib.scale_by_muon()
+    matrices = 0
+    for name, found in together.items():
+        if "kernels" not in name or found.ndim != 2:
+            continue
+        state = alone.init(named(params)[name])
+        with jax.numpy_dtype_promotion("standard"):
+            for gradient in gradients:
+                expected, state = alone.update(named(gradient)[name], state)
+        expected = -float(rate) * np.sqrt(found.shape[1]) * np.asarray(expected)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        matrices += 1
+    assert matrices > 3
 
 
 def test_frozen_parameters_have_no_moments():
