@@ -465,7 +465,7 @@ def finetune(
     num_valid: int | None = None,
     num_train: int | None = None,
     test: tuple[str, ...] = (),
-    old: tuple[str, ...] = (),
+    old: tuple[str, ...] | None = None,
     replay: str | None = None,
     replay_frames: int | None = None,
     replay_labels: Literal["model", "data"] = "model",
@@ -502,7 +502,8 @@ def finetune(
         num_train: how many of the others to train on, at random (default: all); a larger number
             has those of a smaller one, for curves of error against data.
         test: data sets to report errors on, before and after.
-        old: data of the original kind, on which to report what was forgotten.
+        old: data of the original kind, on which to report what was forgotten (default: the first
+            on the model's card that is on this machine, else frames of --replay not replayed).
         replay: data of the original kind to go on training on, under a head of their own, so that
             less is forgotten.
         replay_frames: how many of them, each unlike those before it (default: all).

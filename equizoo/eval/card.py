@@ -194,17 +194,24 @@ def write_evaluations(beside: Path, evaluations: Sequence[Evaluation]) -> None:
     _write(beside / EVALUATIONS, [evaluation.to_dict() for evaluation in evaluations])
 
 
+def known_data(name: str) -> list[str]:
+    """Registered data of the kind a model was made for: those on its card, and what it replays."""
+    from equizoo.data.datasets import DATASETS
+
+    on_card = [_dataset(row) for row in MODELS[name].metrics] if name in MODELS else []
+    return [found for found in [*on_card, f"{name}/replay"] if found in DATASETS]
+
+
 def structures_for(name: str, structures: str | None) -> tuple[str, list[Structure]]:
     """Where structures to certify a model with come from, and they: a data set or file, or the
     first on the model's card that is here or can be downloaded, or those it replays; none where
     there is no such thing."""
-    from equizoo.data.datasets import DATASETS, load_dataset
+    from equizoo.data.datasets import load_dataset
 
     if structures is not None:
         return structures, list(load_dataset(structures, require=()).structures)
-    known = [_dataset(row) for row in MODELS[name].metrics] if name in MODELS else []
-    for candidate in [*known, f"{name}/replay"]:
-        if candidate not in DATASETS or not _within_reach(candidate):
+    for candidate in known_data(name):
+        if not _within_reach(candidate):
             continue
         try:
             return candidate, list(load_dataset(candidate).structures)

@@ -13,13 +13,13 @@ from ase.data import chemical_symbols
 from flax import nnx
 
 from equizoo.config import to_dict
-from equizoo.data.datasets import load_dataset
 from equizoo.data.pipeline import THREADS, Reading
 from equizoo.data.reference_energies import FromModel
 from equizoo.eval.doctor import ModelFacts, compare_with_model
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference, symbols
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.forgetting import old_data
 from equizoo.train.hosts import on_first, stoppable
 from equizoo.train.progress import BOARDS, Board
 from equizoo.train.recipe import (
@@ -68,7 +68,7 @@ def finetune(
     folder: str | Path,
     *,
     training: TrainConfig | None = None,
-    old: tuple[str, ...] = (),  # data sets on which forgetting is measured
+    old: tuple[str, ...] | None = None,  # data sets on which forgetting is measured
     name: str = "",
     replay: Replay | None = None,
     new_elements: Mapping[str, str] | None = None,  # chemical symbols: new, and what it is like
@@ -86,7 +86,8 @@ def finetune(
     Reference energies are resolved first (by default the base model's, refitted to the new data's
     level of theory), so weights need not learn a constant. Elements that no frame to train on has
     keep the base model's, which is warned of. Errors of the base model on the new data are measured
-    with the new reference energies; on ``old`` data each model uses its own.
+    with the new reference energies; on ``old`` data (by default :func:`old_data`) each model uses
+    its own.
 
     Raises ``ValueError`` when the data's energy reference is not the model's, the data have
     elements that the model lacks or none of the new ones, when the doctor finds errors in them
@@ -97,17 +98,17 @@ def finetune(
     on_first(lambda: require_usable(folder, resume))
     training = training or finetune_training()
     name = name or f"{base.name}-finetuned"
+    remembered = old_data(base.only_head(), old, replay)
     facts = {
         "finetune": base.name,
         "model_sha256": base.model_sha256(),
         "data": to_dict(data),
         "training": to_dict(training),
-        "old": list(old),
+        "old": list(remembered),
         "replay": None if replay is None else to_dict(replay),
         "new_elements": dict(new_elements or {}),
     }
     prepared = prepare_data(data)
-    remembered = {old_name: load_dataset(old_name) for old_name in old}
     if replay is not None:
         remembered = {old_name: nameless(dataset) for old_name, dataset in remembered.items()}
         prepared = Prepared(

@@ -66,6 +66,16 @@ class Replay:
         Raises ``ValueError`` when there are fewer than asked for, when their own labels are not
         the base model's level of theory or energy reference, and for elements that it lacks.
         """
+        return self._labelled(base, rest=None)
+
+    def rest(self, base: Potential, most: int) -> Dataset:
+        """At most so many of the frames that are not replayed, with labels as these have.
+
+        Raises as :meth:`frames` does.
+        """
+        return self._labelled(base, rest=most)
+
+    def _labelled(self, base: Potential, rest: int | None) -> Dataset:
         dataset = load_dataset(self.data, require=() if self.labels is LabelsFrom.MODEL else None)
         if self.labels is LabelsFrom.DATA:
             require_same_reference(base.energy_reference, dataset.energy_reference, "Replay")
@@ -75,8 +85,13 @@ class Replay:
                     f"{base.level_of_theory!r}; replayed labels must be what it knew. Let the base "
                     "model label the frames: labels=model."
                 )
-        chosen = self._chosen(dataset.structures)
-        if self.labels is LabelsFrom.MODEL:
+        indices = self._chosen(dataset.structures)
+        if rest is not None:
+            left = np.setdiff1d(np.arange(len(dataset)), indices)
+            places = np.linspace(0, len(left) - 1, min(rest, len(left))).round().astype(int)
+            indices = left[places].tolist()
+        chosen = [dataset.structures[i] for i in indices]
+        if self.labels is LabelsFrom.MODEL and chosen:
             results = base.predict(chosen)
             chosen = [result.label(s) for s, result in zip(chosen, results, strict=True)]
         return dataclasses.replace(
@@ -87,9 +102,10 @@ class Replay:
             statistics=None,
         )
 
-    def _chosen(self, structures: Sequence[Structure]) -> list[Structure]:
+    def _chosen(self, structures: Sequence[Structure]) -> list[int]:
+        """Which frames are replayed."""
         if self.count is None:
-            return list(structures)
+            return list(range(len(structures)))
         if self.count > len(structures):
             raise ValueError(
                 f"{self.data} has {len(structures)} frames, of which {self.count} are to be "
@@ -97,10 +113,10 @@ class Replay:
             )
         order = np.random.default_rng(self.seed).permutation(len(structures))
         if self.selection is Selection.RANDOM:
-            return [structures[i] for i in order[: self.count].tolist()]
-        candidates = [structures[i] for i in order[: max(_CANDIDATES, self.count)].tolist()]
-        features = np.stack([measure(s, 5.0).fingerprint for s in candidates])
-        return [candidates[i] for i in farthest(features, self.count).tolist()]
+            return order[: self.count].tolist()
+        candidates = order[: max(_CANDIDATES, self.count)]
+        features = np.stack([measure(structures[i], 5.0).fingerprint for i in candidates.tolist()])
+        return candidates[farthest(features, self.count)].tolist()
 
 
 def farthest(

@@ -7,14 +7,17 @@ import pytest
 from conftest import SPECIES, make_structures
 from test_recipe import TRAINING
 
+from equizoo.data.datasets import list_datasets
 from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import RefitFromModel
+from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import load
 from equizoo.graph import Budget, batch_labels, make_frame
 from equizoo.train.config import LossWeights, Optimizer
 from equizoo.train.finetune import finetune
+from equizoo.train.forgetting import FRAMES, old_data
 from equizoo.train.recipe import DataConfig
-from equizoo.train.replay import BASE, HEADS, NEW, LabelsFrom, Replay, Selection, farthest
+from equizoo.train.replay import BASE, HEADS, NEW, LabelsFrom, Replay, Selection, farthest, nameless
 
 LEVEL = "tiny"
 
@@ -47,6 +50,31 @@ def test_frames_are_chosen_and_labelled(base, old_file):
         names = [s.name for s in some.frames(base).structures]
         assert len(set(names)) == 5
         assert names == [s.name for s in some.frames(base).structures]
+
+
+def test_without_other_data_the_frames_left_show_what_is_forgotten(base, old_file):
+    replay = Replay(data=str(old_file), count=5)
+    ((name, rest),) = old_data(base, None, replay).items()
+    assert name == f"{old_file}, 7 frames not replayed"
+    replayed = {s.name for s in replay.frames(base).structures}
+    assert len(rest) == 7 and not replayed & {s.name for s in rest.structures}
+    errors = evaluate(base, nameless(rest)).metrics  # labels are the model's own
+    assert errors["forces_rmse_meV_per_A"] < 0.01
+    assert len(replay.rest(base, 3)) == 3
+    assert old_data(base, None, Replay(data=str(old_file))) == {}  # all are replayed
+    assert old_data(base, (), replay) == {} and list(old_data(base, (str(old_file),), None))
+
+
+def test_of_released_models_the_data_on_the_card_are_known(monkeypatch):
+    potential = load("mace-3bpa")
+    ((name, dataset),) = old_data(potential, None, None).items()
+    at_hand = list_datasets("3bpa/test_300K")[0].where in ("local", "cached")
+    assert name == ("3bpa/test_300K, 200 of 1669 frames" if at_hand else "mace-3bpa/replay")
+    assert 0 < len(dataset) <= FRAMES
+    monkeypatch.setenv("EQUIZOO_DATA", "")
+    monkeypatch.setenv("EQUIZOO_CACHE", "/nowhere")
+    assert list(old_data(potential, None, None)) == ["mace-3bpa/replay"]
+    assert old_data(load("mace-acac"), None, None) == {}
 
 
 def test_what_cannot_be_replayed_is_refused(base, old_file):
