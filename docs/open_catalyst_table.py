@@ -1,5 +1,6 @@
-"""Rewrites the published results in docs/oc20-oc22.md from their data file: `make readme`."""
+"""Rewrites the tables in docs/oc20-oc22.md from their data files: `make readme`."""
 
+import csv
 from pathlib import Path
 
 from marked_pages import page_with, table
@@ -9,6 +10,8 @@ from equizoo.eval.leaderboard_tasks import TASKS
 
 PAGE = Path(__file__).parent / "oc20-oc22.md"
 BEGIN, END = "<!-- published:begin -->\n", "<!-- published:end -->"
+BEGIN_TRIED, END_TRIED = "<!-- tried:begin -->\n", "<!-- tried:end -->"
+TRIED = Path(__file__).parents[1] / "benchmarks" / "results" / "oc20_recipes.csv"
 
 
 def published_tables() -> str:
@@ -23,8 +26,29 @@ def published_tables() -> str:
     return "\n".join(_markdown(each, sources) for each in every) + "\n" + _listed(sources)
 
 
-def published_page(page: str) -> str:
-    """The page with these tables between its two marker lines."""
+def tried_table() -> str:
+    """Markdown: what became of each recipe on the sample."""
+    with open(TRIED, newline="") as file:
+        rows = list(csv.DictReader(file))
+    header = ("recipe", "parameters", "steps", "references alone", "after training")
+    return table(
+        header,
+        (
+            (
+                f"`{row['recipe']}`",
+                f"{int(row['parameters']):,}",
+                row["steps"],
+                f"{float(row['loss_of_references']):.2f}",
+                f"{float(row['loss_after']):.2f}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def generated_page(page: str) -> str:
+    """The page with these tables between their marker lines."""
+    page = page_with(page, tried_table(), BEGIN_TRIED, END_TRIED)
     return page_with(page, published_tables(), BEGIN, END)
 
 
@@ -40,4 +64,4 @@ def _listed(sources: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(published_page(PAGE.read_text("utf-8")), "utf-8")
+    PAGE.write_text(generated_page(PAGE.read_text("utf-8")), "utf-8")

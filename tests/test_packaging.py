@@ -139,9 +139,9 @@ def test_the_readme_shows_the_released_models():
 def test_the_page_of_oc20_shows_the_published_results():
     table = import_file(ROOT / "docs/open_catalyst_table.py")
     page = (ROOT / "docs/oc20-oc22.md").read_text("utf-8")
-    assert page == table.published_page(page), "run `make readme`"
+    assert page == table.generated_page(page), "run `make readme`"
     with pytest.raises(ValueError, match="lacks the lines '<!-- published:begin -->'"):
-        table.published_page("# OC20")
+        table.generated_page("# OC20")
 
 
 def test_the_table_of_a_card(tmp_path):
