@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,19 +54,19 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
         "num_heads": 2,
     },
     "equiformer_v2": {
-        "channels": 8,
-        "hidden_channels": 8,
-        "ffn_channels": 8,
-        "alpha_channels": 8,
-        "value_channels": 4,
-        "edge_channels": 8,
+        "channels": 32,
+        "hidden_channels": 32,
+        "ffn_channels": 32,
+        "alpha_channels": 16,
+        "value_channels": 16,
+        "edge_channels": 32,
         "num_layers": 2,
         "num_heads": 2,
         "l_max": 2,
         "grid_points": 8,
         "num_basis": 32,
     },
-    "tdn": {"channels": 8, "num_layers": 2, "num_heads": 2, "num_basis": 16},
+    "tdn": {"channels": 32, "num_layers": 2, "num_heads": 2, "num_basis": 16},
 }
 
 
@@ -86,7 +87,8 @@ def on_sample(
         s
         for s in dataset.structures
         if s.num_nodes < most_atoms and (s.forces is None or _largest(s.forces) < 5)
-    ][:: 1 if relaxed else 4]
+    ]
+    kept = of_shared_elements(kept) if relaxed else kept[::4]
     file = folder / f"{Path(name).name}.xyz"
     if not file.exists():
         write_structures(file, [dataclasses.replace(s, info=_plain(s.info)) for s in kept])
@@ -116,6 +118,17 @@ def on_sample(
             optimizer=optimizer,
         ),
     )
+
+
+def of_shared_elements(structures: Sequence[Structure]) -> list[Structure]:
+    """Those whose elements others have too: one frame to validate by may be any of them."""
+    kept = list(structures)
+    while True:
+        count = Counter(z for s in kept for z in set(s.atomic_numbers.tolist()))
+        shared = [s for s in kept if all(count[z] > 1 for z in s.atomic_numbers.tolist())]
+        if len(shared) == len(kept):
+            return kept
+        kept = shared
 
 
 def of_all_frames() -> Given:
@@ -188,7 +201,7 @@ def tried(name: str, recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def main(
     runs: Path,
-    steps: int = 1200,
+    steps: int = 1000,
     small: bool = False,
     channels: int | None = None,
     split: Literal["train", "val"] = "val",
