@@ -7,17 +7,16 @@ by least squares, and the normalisers' mean is left out. Those for IS2RE are fit
 the relaxations, since 23 relaxed energies alone can be fitted exactly. Batches and sizes are made
 small with `--small`, for a CPU; loss, normalisers' scales, optimiser and the rule for neighbours
 stay those of the recipe. One row a recipe, in ``results/oc20_recipes.csv``: training loss of the
-first and of the last epoch (with noise where the recipe denoises); on all frames of the file the
-loss of the trained model, next to that of one which knows reference energies alone and predicts no
-force; and whether all its predictions there are finite. Frames with a force above 5 eV/Å are left
-out: a mean over some hundred frames would be theirs.
+first and of the last epoch (with noise where the recipe denoises); on the training frames without
+noise the loss of the trained model, next to that of one which knows reference energies alone and
+predicts no force; and whether all its predictions there are finite. Frames with a force above
+5 eV/Å are left out: a mean over some hundred frames would be theirs.
 """
 
 import csv
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -88,10 +87,13 @@ def on_sample(
         for s in dataset.structures
         if s.num_nodes < most_atoms and (s.forces is None or _largest(s.forces) < 5)
     ]
-    kept = of_shared_elements(kept) if relaxed else kept[::4]
-    file = folder / f"{Path(name).name}.xyz"
-    if not file.exists():
-        write_structures(file, [dataclasses.replace(s, info=_plain(s.info)) for s in kept])
+    parts = divided(kept if relaxed else kept[::4])
+    files = [folder / f"{Path(name).name}_{part}.xyz" for part in ("train", "valid")]
+    for file, structures in zip(files, parts, strict=True):
+        if not file.exists():
+            write_structures(
+                file, [dataclasses.replace(s, info=_plain(s.info)) for s in structures]
+            )
     model = dict(recipe.model)
     for mean in ("offset", "shift"):
         model.pop(mean, None)
@@ -100,15 +102,14 @@ def on_sample(
     if channels is not None:
         model["channels"] = channels
     batch = 2 if small else min(recipe.training.batch_size, 8)
-    valid = max(1, len(kept) // 10)
-    per_epoch = max(1, (len(kept) - valid) // batch)
+    per_epoch = max(1, len(parts[0]) // batch)
     optimizer = dataclasses.replace(recipe.training.optimizer, ema_decay=0.9)
     return dataclasses.replace(
         recipe,
         model=model,
         data=DataConfig(
-            train=str(file),
-            num_valid=valid,
+            train=str(files[0]),
+            valid=str(files[1]),
             reference_energies=of_all_frames() if relaxed else LeastSquares(minimum_norm=True),
         ),
         training=dataclasses.replace(
@@ -120,15 +121,15 @@ def on_sample(
     )
 
 
-def of_shared_elements(structures: Sequence[Structure]) -> list[Structure]:
-    """Those whose elements others have too: one frame to validate by may be any of them."""
-    kept = list(structures)
-    while True:
-        count = Counter(z for s in kept for z in set(s.atomic_numbers.tolist()))
-        shared = [s for s in kept if all(count[z] > 1 for z in s.atomic_numbers.tolist())]
-        if len(shared) == len(kept):
-            return kept
-        kept = shared
+def divided(structures: Sequence[Structure]) -> tuple[list[Structure], list[Structure]]:
+    """Frames to train on, and a tenth to validate by, whose elements are all among the others'."""
+    train, valid = list(structures), []
+    for structure in structures:
+        others = [s for s in train if s is not structure]
+        seen = {z for s in others for z in s.atomic_numbers.tolist()}
+        if len(valid) < len(structures) // 10 and seen.issuperset(structure.atomic_numbers):
+            train, valid = others, [*valid, structure]
+    return train, valid
 
 
 def of_all_frames() -> Given:
