@@ -26,11 +26,15 @@ def published_tables() -> str:
     return "\n".join(_markdown(each, sources) for each in every) + "\n" + _listed(sources)
 
 
+_LOSSES = ("first_epoch", "last_epoch", "of_references", "after")
+
+
 def tried_table() -> str:
     """Markdown: what became of each recipe on the sample."""
     with open(TRIED, newline="") as file:
         rows = list(csv.DictReader(file))
-    header = ("recipe", "parameters", "steps", "references alone", "after training")
+    header = ("recipe", "parameters", "steps", "first epoch", "last epoch")
+    header += ("references alone", "after training")
     return table(
         header,
         (
@@ -38,8 +42,7 @@ def tried_table() -> str:
                 f"`{row['recipe']}`",
                 f"{int(row['parameters']):,}",
                 row["steps"],
-                f"{float(row['loss_of_references']):.2f}",
-                f"{float(row['loss_after']):.2f}",
+                *(f"{float(row[f'loss_{which}']):.2f}" for which in _LOSSES),
             )
             for row in rows
         ),
