@@ -33,10 +33,9 @@ def tried_table() -> str:
     """Markdown: what became of each recipe on the sample."""
     with open(TRIED, newline="") as file:
         rows = list(csv.DictReader(file))
-    header = ("recipe", "parameters", "steps", "first epoch", "last epoch")
-    header += ("references alone", "after training")
+    losses = ("first epoch", "last epoch", "references alone", "after training")
     return table(
-        header,
+        ("recipe", "parameters", "steps", *losses),
         (
             (
                 f"`{row['recipe']}`",

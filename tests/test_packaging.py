@@ -140,7 +140,7 @@ def test_the_page_of_oc20_shows_the_published_results():
     table = import_file(ROOT / "docs/open_catalyst_table.py")
     page = (ROOT / "docs/oc20-oc22.md").read_text("utf-8")
     assert page == table.generated_page(page), "run `make readme`"
-    with pytest.raises(ValueError, match="lacks the lines '<!-- published:begin -->'"):
+    with pytest.raises(ValueError, match="lacks the lines '<!-- tried:begin -->'"):
         table.generated_page("# OC20")
 
 
