@@ -217,11 +217,13 @@ class Relaxer:
         """
         items = [_item(i, s) for i, s in enumerate(structures)]
         chosen = self._budgets if budgets is None else copy.deepcopy(budgets)
-        run = _Run(self._queue(items), [_Lane() for _ in range(self.lanes)], chosen)
+        run = _Run(collections.deque(), [_Lane() for _ in range(self.lanes)], chosen)
         results: dict[int, Relaxed] = {}
         if folder is not None:
             open_run_folder(folder, self._run_facts(items, record))
-            self._resume(run, folder, items)
+        if folder is None or not self._resumed(run, folder, items):
+            run.waiting = self._queue(items)
+        if folder is not None:
             for item in items:
                 if item.index not in run.pending:
                     results[item.index] = _read(_path(folder, item.index), item.initial)
@@ -272,12 +274,12 @@ class Relaxer:
             if lane.active:
                 lane.computing = self._next_visit(lane, run.budgets, record, threads)
 
-    def _resume(self, run: "_Run", folder: Path, items: Sequence[_Item]) -> None:
-        """Takes in what ``folder`` has of the run: all, where it was last saved, or nothing."""
+    def _resumed(self, run: "_Run", folder: Path, items: Sequence[_Item]) -> bool:
+        """Takes in where ``folder`` says that the run was, or that it is over; whether it does."""
         if all(_path(folder, item.index).exists() for item in items):
-            run.waiting.clear()
-        if not run.waiting or not (folder / _PROGRESS).exists():
-            return
+            return True
+        if not (folder / _PROGRESS).exists():
+            return False
         progress = Progress.read(folder / _PROGRESS, [item.initial for item in items])
         run.waiting = collections.deque(items[index] for index in progress.waiting)
         run.budgets.budgets[:] = progress.budgets
@@ -298,6 +300,7 @@ class Relaxer:
                 state = jax.tree.unflatten(like, [jnp.asarray(leaf) for leaf in saved.state])
             lane.computing = Future()
             lane.computing.set_result(state)
+        return True
 
     def _next_visit(
         self, lane: _Lane, budgets: BudgetSet, record: bool, threads: ThreadPoolExecutor

@@ -89,10 +89,13 @@ def _of_equal_shape_together(
 ) -> optax.GradientTransformation:
     """``inner`` on stacks of all leaves of one shape: a few large operations for many small."""
 
+    def shape_of(leaf: jax.Array) -> str:
+        return "x".join(map(str, leaf.shape))
+
     def stacks(tree: Any) -> dict[str, jax.Array]:
         by_shape: dict[str, list[jax.Array]] = {}
         for leaf in jax.tree.leaves(tree):
-            by_shape.setdefault("x".join(map(str, leaf.shape)), []).append(leaf)
+            by_shape.setdefault(shape_of(leaf), []).append(leaf)
         return {shape: jnp.stack(leaves) for shape, leaves in by_shape.items()}
 
     def update(updates, state, params=None):
@@ -100,7 +103,7 @@ def _of_equal_shape_together(
         given = None if params is None else stacks(params)
         found, state = inner.update(stacks(updates), state, given)
         parts = {shape: iter(stack) for shape, stack in found.items()}
-        new = [next(parts["x".join(map(str, leaf.shape))]) for leaf in leaves]
+        new = [next(parts[shape_of(leaf)]) for leaf in leaves]
         return jax.tree.unflatten(tree, new), state
 
     return optax.GradientTransformation(lambda params: inner.init(stacks(params)), update)
