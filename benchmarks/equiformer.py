@@ -50,6 +50,7 @@ from equizoo.graph import (
     gather_senders,
 )
 from equizoo.layers.activation import ActivationConstant
+from equizoo.layers.depthwise_in_frames import into_frames
 from equizoo.layers.features import SCALAR, channels_of, gate, with_gates
 from equizoo.layers.products import Products
 from equizoo.layers.so2 import ends_in_frames
@@ -58,7 +59,7 @@ from equizoo.neighbors import NeighborLimit
 from equizoo.structure import Structure
 from equizoo.zoo import equiformer, equiformer_v2
 from equizoo.zoo._base import energy_forces_stress
-from equizoo.zoo.equiformer import EquiformerConfig, EquiformerLayer
+from equizoo.zoo.equiformer import EquiformerConfig, EquiformerLayer, Evaluation
 from equizoo.zoo.equiformer_v2 import SIZES, EquiformerV2Config
 
 HERE = Path(__file__).parent
@@ -304,6 +305,10 @@ class Worker:
         self._process.wait()
 
 
+def basis_of(config: EquiformerConfig):
+    return config.radial_basis.build(config.cutoff, config.num_basis, rngs=nnx.Rngs(0))
+
+
 def v1_problem(options):
     """Layer, features, edge vectors and graph."""
     config = v1_config(options)
@@ -321,7 +326,7 @@ def v1_problem(options):
 
 def v1_functions(config, graphdef) -> dict[str, Callable]:
     def energy(params, x, vectors, graph):
-        edges = equiformer.edges_of(config, None, vectors)
+        edges = equiformer.edges_of(config, basis_of(config), vectors)
         x = nnx.merge(graphdef, params)(x, edges, graph, None)
         squares = sum(jnp.sum(a**2 * graph.node_mask[:, None, None]) for a in x.values())
         return 0.5 * squares / graph.node_mask.sum()
@@ -385,24 +390,30 @@ def v1_programs(options, folder: Path) -> tuple[list[dict], dict[str, Callable[[
     worker.ask("results")
     with np.load(folder / "results.npz") as stored:
         theirs = {name: stored[name] for name in stored.files}
-    graphdef, params = nnx.split(layer)
+    given = dataclasses.replace(config, evaluation=Evaluation.AS_GIVEN)
+    forms = {"equizoo": config, "equizoo, products as given": given}
     rows, runs = [], {}
-    for mode, function in v1_functions(config, graphdef).items():
-        program = compile_program(function, (params,), (x, vectors, graph))
-        result = program.run()
-        if mode == "step":
-            norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(result)))
-            error = abs(float(norm) / float(theirs["norm"]) - 1)
-        elif mode == "forces":
-            error = relative(np.asarray(result[1])[np.asarray(graph.edge_mask)], theirs["gradient"])
-        else:
-            error = relative(result, theirs["energy"])
-        for name, run in (
-            ("e3nn", lambda mode=mode: worker.ask(mode)),
-            ("equizoo", program.run),
-        ):
-            runs[f"{name}/{mode}"] = run
-            ours = name == "equizoo"
+    for mode in ("forward", "forces", "step"):
+        runs[f"e3nn/{mode}"] = lambda mode=mode: worker.ask(mode)
+        programs = {}
+        for name, form in forms.items():
+            graphdef, params = nnx.split(EquiformerLayer(form, form.irreps, rngs=nnx.Rngs(0)))
+            function = v1_functions(form, graphdef)[mode]
+            programs[name] = compile_program(function, (params,), (x, vectors, graph))
+            runs[f"{name}/{mode}"] = programs[name].run
+        for name in ("e3nn", *forms):
+            ours, error = name in forms, 0.0
+            if ours:
+                program = programs[name]
+                result = program.run()
+                if mode == "step":
+                    norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(result)))
+                    error = abs(float(norm) / float(theirs["norm"]) - 1)
+                elif mode == "forces":
+                    gradient = np.asarray(result[1])[np.asarray(graph.edge_mask)]
+                    error = relative(gradient, theirs["gradient"])
+                else:
+                    error = relative(result, theirs["energy"])
             rows.append(
                 {
                     "architecture": "equiformer", "implementation": name, "mode": mode,
@@ -424,7 +435,7 @@ def v1_parts(options) -> tuple[Part, list[Part]]:
     """A layer of V1 with its edges, and all its parts but sums of features."""
     config, graph, layer, x, vectors = v1_problem(options)
     attention, products = layer.attention, equiformer._products(config)
-    edges = equiformer.edges_of(config, None, vectors)
+    edges = equiformer.edges_of(config, basis_of(config), vectors)
     rng = np.random.default_rng(2)
 
     def like(irreps: str, count: int):
@@ -452,13 +463,19 @@ def v1_parts(options) -> tuple[Part, list[Part]]:
         }
 
     def made_of_edges(vectors):
-        edges = equiformer.edges_of(config, None, vectors)
-        return [edges.prepared[product] for product in products], edges.basis
+        edges = equiformer.edges_of(config, basis_of(config), vectors)
+        return edges.frames, edges.basis
+
+    def first(attention, x, weights):
+        linears = [attention.to_alpha, attention.to_gate]
+        return equiformer._mapped_product(products[0], x, edges, weights, linears)
+
+    def second(attention, x, weights):
+        linears = [attention.to_value]
+        return equiformer._mapped_product(products[1], x, edges, weights, linears)
 
     count, heads = graph.num_edges, equiformer._heads(config)
-    wide = [like(product.irreps_out, count) for product in products]
     weights = [draw(n, p.num_weights) for n, p in zip((count, 1), products, strict=True)]
-    prepared = [edges.prepared[product] for product in products]
     alphas = draw(count, config.num_heads, channels_of(config.head_irreps)[SCALAR])
     hidden = like(with_gates(config.ffn_irreps), graph.num_nodes)
 
@@ -468,7 +485,7 @@ def v1_parts(options) -> tuple[Part, list[Part]]:
     whole = part(
         "whole", 1, layer,
         lambda layer, x, vectors, graph: layer(
-            x, equiformer.edges_of(config, None, vectors), graph, None
+            x, equiformer.edges_of(config, basis_of(config), vectors), graph, None
         ),
         x, vectors, constants=(graph,),
     )  # fmt: skip
@@ -480,25 +497,28 @@ def v1_parts(options) -> tuple[Part, list[Part]]:
             used=("from_sender", "from_receiver"),
         ),
         part("radial weights", 1, attention.radial, apply, edges.basis),
-        compiled(
-            "first product", 1, products[0], (like(config.irreps, count), prepared[0], weights[0])
+        compiled("into frames", 1, into_frames, (like(config.irreps, count), edges.frames)),
+        part(
+            "first product and its linear maps", 1, attention, first, like(config.irreps, count),
+            weights[0], used=("to_alpha", "to_gate"),
         ),
-        part("scalars of attention", 1, attention.to_alpha, apply, wide[0]),
         part(
             "softmax", 1, attention, lambda m, a, graph: m._alpha(a, edges, graph), alphas,
             constants=(graph,), used=("dot",),
         ),
-        part("linear maps after the first", 1, attention.to_gate, apply, wide[0]),
         compiled(
             "gates of messages", 1, gated(config.irreps), (like(with_gates(config.irreps), count),)
         ),
-        compiled(
-            "second product", 1, products[1], (like(config.irreps, count), prepared[1], weights[1])
+        part(
+            "second product and its linear map", 1, attention, second, like(config.irreps, count),
+            weights[1], used=("to_value",),
         ),
-        part("linear maps after the second", 1, attention.to_value, apply, wide[1]),
         compiled(
-            "weigh and sum", 1, lambda *rest: attention._summed(*rest),
-            (like(heads, count), draw(count, config.num_heads)), (graph,),
+            "weigh, turn back and sum", 1,
+            lambda y, a, frames, graph: attention._summed(
+                y, a, edges._replace(frames=frames), graph
+            ),
+            (like(heads, count), draw(count, config.num_heads), edges.frames), (graph,),
         ),
         part("linear maps of heads", 1, attention.linear, apply, like(heads, graph.num_nodes)),
         part("linear map into the feed-forward", 1, layer.ffn_1, apply, x),

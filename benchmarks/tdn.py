@@ -1,9 +1,12 @@
 """What does TDN's decomposition cost and save: equivariance, accuracy, time?
 
-Three questions, one command each, results in ``results/tdn_*.csv`` with a figure beside each:
+Four questions, one command each, results in ``results/tdn_*.csv`` with a figure beside each:
 
 ``deviation``  How far are forces from turning with the structure, by rank, next to the theorem's
                bound (3.1) and to ours? Random weights, or those of a model folder (``--model``).
+``dynamics``   Which forms conserve energy and angular momentum, in 5 ps of a molecule? Those
+               of the model folders or names ``--model``: each as it is, and where its product is
+               the exact one, with that replaced by decompositions.
 ``ranks``      What does a smaller rank cost in accuracy, and what does it save in time? The model
                of ``recipes/tdn-3bpa.json`` with each rank, and with more weights for the couplings
                (the dial), after equal numbers of epochs by one seed.
@@ -11,8 +14,8 @@ Three questions, one command each, results in ``results/tdn_*.csv`` with a figur
                sizes (256 channels, 6 layers, 8 heads) and L = 1, 2, 3? Published on an A100:
                770.8, 312.4, 220.4 against 311.7, 71.9, 26.1 structures/s.
 
-Run on an idle machine: ``python benchmarks/tdn.py throughput``; ``ranks`` needs the data
-(``EQUIZOO_DATA``). ``--smoke`` shrinks each to see that it runs.
+Run on an idle machine: ``python benchmarks/tdn.py throughput``; ``dynamics`` and ``ranks`` need the
+data (``EQUIZOO_DATA``). ``--smoke`` shrinks each to see that it runs.
 """
 
 import argparse
@@ -31,9 +34,12 @@ from scipy.spatial.transform import Rotation
 
 from equizoo.config import to_dict
 from equizoo.eval.benchmark_timing import Program, compile_program, time_in_turns, write_table
+from equizoo.eval.certify import spread
+from equizoo.eval.dynamics import NVE, drift, simulate
 from equizoo.eval.plots import _STYLE, BLACK, BLUE, VERMILION
-from equizoo.eval.potential import load
+from equizoo.eval.potential import Potential, load
 from equizoo.graph import Budget, batch_frames, edge_vectors
+from equizoo.layers.distance_basis import RadialBasis
 from equizoo.structure import Structure
 from equizoo.tensor_products._base import TensorProduct
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
@@ -43,7 +49,7 @@ from equizoo.tensor_products.low_rank_weights import LowRankWeights
 from equizoo.tensor_products.shared_weights import Form, SharedWeights
 from equizoo.train.recipe import load_recipe, train
 from equizoo.zoo._base import Architecture, ArchitectureConfig, energy_forces_stress
-from equizoo.zoo.equiformer import EquiformerConfig, RadialBasis
+from equizoo.zoo.equiformer import EquiformerConfig, Evaluation
 from equizoo.zoo.tdn import Parity, TDNConfig, published_product
 
 HERE = Path(__file__).parent
@@ -132,15 +138,16 @@ def approximate(schedule: Schedule) -> TensorProduct:
     return SharedWeights(CPDecomposed(schedule), Form.PRODUCT)
 
 
+def forms(options: argparse.Namespace) -> dict[str, TensorProduct]:
+    return {s.value: approximate(s) for s in options.schedules} | {"matrix": SharedWeights()}
+
+
 def deviation(options: argparse.Namespace) -> list[Row]:
     rotations = [Rotation.random(random_state=s).as_matrix() for s in range(options.rotations)]
     structures = molecules(2 if options.smoke else 8)
     rows: list[Row] = []
-    for config, weights in models_to_turn(options):
-        forms: dict[str, TensorProduct] = {
-            schedule.value: approximate(schedule) for schedule in options.schedules
-        }
-        for name, product in (forms | {"matrix": SharedWeights()}).items():
+    for source, config, weights in models_to_turn(options):
+        for name, product in forms(options).items():
             changed = dataclasses.replace(config, tensor_product=product)
             model = changed.build(rngs=nnx.Rngs(0))
             if weights is not None:
@@ -161,7 +168,7 @@ def deviation(options: argparse.Namespace) -> list[Row]:
                     "declared_by_config": changed.defect,
                     "force_deviation_rms": rms,
                     "force_deviation_max": worst,
-                    "weights": options.model or "random",
+                    "weights": source,
                     "rotations": len(rotations),
                     "structures": len(structures),
                 }
@@ -170,18 +177,19 @@ def deviation(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def models_to_turn(options: argparse.Namespace) -> Iterator[tuple[TDNConfig, nnx.State | None]]:
-    if options.model:
-        model = load(options.model).model
+def models_to_turn(
+    options: argparse.Namespace,
+) -> Iterator[tuple[str, TDNConfig, nnx.State | None]]:
+    for name in options.model:
+        model = load(name).model
         config = model.config
         if not isinstance(config, TDNConfig) or config.parity != Parity.IGNORED:
-            raise SystemExit(f"{options.model} is not a TDN with ignored parity.")
+            raise SystemExit(f"{name} is not a TDN with ignored parity.")
         if config.product.num_weights != 1:
-            raise SystemExit(f"{options.model} has several weights per channel; ranks need one.")
-        yield config, nnx.state(model)
-        return
-    for l_max in options.l_max:
-        yield tdn_config(options, SharedWeights(), l_max), None
+            raise SystemExit(f"{name} has several weights per channel; ranks need one.")
+        yield name, config, nnx.state(model)
+    for l_max in () if options.model else options.l_max:
+        yield "random", tdn_config(options, SharedWeights(), l_max), None
 
 
 def plot_deviation(rows: Sequence[Row], path: Path) -> None:
@@ -204,6 +212,77 @@ def plot_deviation(rows: Sequence[Row], path: Path) -> None:
 
 def _terms(row: Row) -> int:
     return row["terms"]
+
+
+# ---- dynamics ------------------------------------------------------------------------------------
+
+
+def dynamics(options: argparse.Namespace) -> list[Row]:
+    """Constant-energy trajectories from the same starts, the same velocities and 300 K."""
+    from equizoo.data.datasets import load_dataset
+
+    if not options.model:
+        raise SystemExit("Dynamics wants trained weights: --model tdn-3bpa")
+    frames = load_dataset("3bpa/test_300K", index=":").structures
+    starts = spread(frames, 2 if options.smoke else 4)
+    rows: list[Row] = []
+    for source in options.model:
+        trained = load(source)
+        config = trained.model.config
+        if not isinstance(config, TDNConfig):
+            raise SystemExit(f"{source} is not a TDN.")
+        products = {"as trained": config.tensor_product}
+        if config.tensor_product == SharedWeights():
+            products = forms(options)
+        for name, product in products.items():
+            model = dataclasses.replace(config, tensor_product=product).build(rngs=nnx.Rngs(0))
+            nnx.update(model, nnx.state(trained.model))
+            potential = Potential(
+                model,
+                reference_energies=trained.reference_energies,
+                energy_reference=trained.energy_reference,
+                level_of_theory=trained.level_of_theory,
+                name=name,
+            )
+            ran = simulate(
+                potential,
+                starts,
+                NVE(300.0),
+                timestep=0.5,
+                picoseconds=0.01 if options.smoke else options.picoseconds,
+            )
+            spin = ran.angular_momentum - ran.angular_momentum[0]
+            scale = np.linalg.norm(ran.angular_momentum[0], axis=-1)
+            rows.append(
+                {
+                    "weights": source,
+                    "form": name,
+                    "forces": str(config.forces),
+                    "defect": model.config.defect,
+                    "replicas": len(starts),
+                    "timestep_fs": 0.5,
+                    "picoseconds": round(float(ran.time[-1]), 4),
+                    "finished": ran.finished,
+                    **drift(ran, [s.num_nodes for s in starts]),
+                    "angular_momentum_hbar": float(scale.mean()),
+                    "angular_momentum_change_hbar": float(np.linalg.norm(spin, axis=-1).max()),
+                    "mean_temperature_K": float(ran.temperature[len(ran.time) // 2 :].mean()),
+                    "trajectory": ran,
+                }
+            )
+            print({k: v for k, v in rows[-1].items() if k != "trajectory"}, flush=True)
+    return rows
+
+
+def plot_dynamics(rows: Sequence[Row], path: Path) -> None:
+    with figure(path, "time [ps]", "change of angular momentum [ħ]") as axes:
+        axes.set_yscale("log")
+        for row in rows:
+            ran = row["trajectory"]
+            change = np.linalg.norm(ran.angular_momentum - ran.angular_momentum[0], axis=-1)
+            mean = np.maximum(change.mean(axis=1)[1:], 1e-12)
+            axes.plot(ran.time[1:], mean, label=f"{row['form']}, forces: {row['forces']}")
+        axes.legend(fontsize=7)
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
@@ -280,7 +359,7 @@ def tdn_config(options: argparse.Namespace, product: TensorProduct, l_max: int) 
 
 
 def equiformer_config(
-    options: argparse.Namespace, product: TensorProduct, l_max: int
+    options: argparse.Namespace, product: TensorProduct, evaluation: Evaluation, l_max: int
 ) -> EquiformerConfig:
     """As many channels of every degree as TDN, as in the paper's comparison."""
     wide, head, heads = (8, 4, 2) if options.smoke else (256, 32, 8)
@@ -300,6 +379,7 @@ def equiformer_config(
         num_basis=8 if options.smoke else 256,
         avg_num_nodes=36.6,
         tensor_product=product,
+        evaluation=evaluation,
     )
 
 
@@ -319,8 +399,9 @@ def throughput(options: argparse.Namespace) -> list[Row]:
             "TDN K = 2": tdn(LowRankWeights(2)),
             "TDN CP 7L2 (published)": tdn(published_product()),
             "TDN CP exact": tdn(published_product(Schedule.EXACT)),
-            "Equiformer": equiformer(ClebschGordan()),
-            "Equiformer, dense couplings": equiformer(ClebschGordanDense()),
+            "Equiformer": equiformer(ClebschGordan(), Evaluation.IN_FRAMES),
+            "Equiformer, products as given": equiformer(ClebschGordan(), Evaluation.AS_GIVEN),
+            "Equiformer, plain": equiformer(ClebschGordanDense(), Evaluation.AS_GIVEN),
         }
         frame = next(iter(configs.values())).frame(typical())
         graph = batch_of([frame] * (2 if options.smoke else options.batch))
@@ -463,6 +544,7 @@ class figure:
 
 QUESTIONS: dict[str, tuple[Callable, Callable, str]] = {
     "deviation": (deviation, plot_deviation, "float64"),
+    "dynamics": (dynamics, plot_dynamics, "float32"),
     "ranks": (ranks, plot_ranks, "float32"),
     "throughput": (throughput, plot_throughput, "float32"),
 }
@@ -476,10 +558,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--schedules", type=Schedule, nargs="+",
         default=[Schedule.SEVEN_L, Schedule.SEVEN_L2, Schedule.EXACT],
-        help="of deviation and ranks",
+        help="of deviation, dynamics and ranks",
     )  # fmt: skip
     parser.add_argument("--rotations", type=int, default=50)
-    parser.add_argument("--model", help="a folder or name: its weights, for deviation")
+    parser.add_argument(
+        "--model", nargs="*", default=[], help="folders or names: weights for deviation, dynamics"
+    )
+    parser.add_argument("--picoseconds", type=float, default=5.0, help="of dynamics")
     parser.add_argument("--epochs", type=int, default=8, help="of each model of ranks")
     parser.add_argument("--dial", type=int, nargs="*", default=[2, 4], help="weights per channel")
     parser.add_argument("--runs", type=Path, default=Path("tdn-runs"), help="of ranks")
@@ -492,7 +577,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     answer, plot, dtype = QUESTIONS[options.question]
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         rows = answer(options)
-        write_table(options.out / f"tdn_{options.question}.csv", rows, dtype=dtype)
+        table = [{k: v for k, v in row.items() if k != "trajectory"} for row in rows]
+        write_table(options.out / f"tdn_{options.question}.csv", table, dtype=dtype)
     plot(rows, options.out / f"tdn_{options.question}.png")
 
 

@@ -20,6 +20,7 @@ SKIN = 0.4  # [Å] over the cutoff: lists hold until an atom has moved half of i
 HEADROOM = 1.25  # of neighbours, so that lists change without compiling anew
 CHUNK = 100  # steps on the device at a time, at most
 BONDED = 1.25  # times the sum of covalent radii
+HBAR = units._hbar * units.J * units.s  # in ASE's units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Trajectory(NamedTuple):
     temperature: Float[np.ndarray, "samples replicas"]  # [K]
     closest: Float[np.ndarray, "samples replicas"]  # shortest distance over sum of covalent radii
     stretch: Float[np.ndarray, "samples replicas"]  # longest of the first bonds over its length
+    # [ħ] about the center of mass: conserved where energies do not change under rotations, so not
+    # under periodic boundaries
+    angular_momentum: Float[np.ndarray, "samples replicas 3"]
     finished: bool  # False: an atom left the range of its neighbour list within one step
     num_lists: int  # neighbour lists made
 
@@ -240,10 +244,11 @@ class _Run:
         columns = [np.stack(column) for column in zip(*self.rows, strict=True)]
         time = 1e-3 * self.timestep * np.arange(len(self.rows))
         degrees = np.array([max(3 * s.num_nodes - self._fixed, 1) for s in self.structures])
-        kinetic, potential, closest, stretch = columns
+        kinetic, potential, closest, stretch, momentum = columns
         temperature = 2 * kinetic / (degrees * units.kB)
         energy = kinetic + potential
-        return Trajectory(time, energy, temperature, closest, stretch, self.intact, self.num_lists)
+        ended = self.intact, self.num_lists
+        return Trajectory(time, energy, temperature, closest, stretch, momentum / HBAR, *ended)
 
     @property
     def _fixed(self) -> int:
@@ -276,8 +281,8 @@ class _Run:
             state, holds, _ = carry
             return holds & (state.step - first < steps)
 
-        shape = (CHUNK, self.budget.graphs)
-        rows = tuple(jnp.zeros(shape) for _ in range(4))
+        row = jax.eval_shape(self._observe, constants, state)
+        rows = tuple(jnp.zeros((CHUNK, *column.shape), column.dtype) for column in row)
         state, _, rows = jax.lax.while_loop(going, body, (state, jnp.asarray(True), rows))
         return state, state.step - first, rows
 
@@ -319,7 +324,8 @@ class _Run:
         return state._replace(velocities=velocities, step=state.step + 1)
 
     def _observe(self, constants: _Constants, state: _State):
-        """Kinetic and potential energy, closest approach and longest stretch of every graph."""
+        """Kinetic and potential energy, closest approach, longest stretch and angular momentum of
+        every graph."""
         graph = constants.graph
         squares = jnp.sum(state.velocities**2, axis=1)
         kinetic = sum_graphs(0.5 * constants.masses * squares, graph)
@@ -334,7 +340,13 @@ class _Run:
         stretch = jax.ops.segment_max(
             now / constants.bond_lengths, constants.bond_graph, graph.num_graphs
         )
-        return kinetic, state.potential, closest, jnp.where(stretch > 0, stretch, 0.0)
+        stretch = jnp.where(stretch > 0, stretch, 0.0)
+        masses = jnp.where(graph.node_mask, constants.masses, 0.0)[:, None]
+        total = jnp.maximum(sum_graphs(masses, graph), 1.0)  # padding has none
+        center = sum_graphs(masses * state.positions, graph) / total
+        arms = state.positions - center[graph.node_graph]
+        momentum = sum_graphs(masses * jnp.cross(arms, state.velocities), graph)
+        return kinetic, state.potential, closest, stretch, momentum
 
 
 def _as(graph: Graph, dtype: str) -> Graph:

@@ -22,6 +22,7 @@ class Depthwise:
 
     irreps_out: str
     num_weights: int
+    exact: bool  # equivariant to rounding
     weights_of: dict[str, slice]  # those of each factor
     results_of: dict[str, dict[str, slice]]  # channels of each irrep of the result, by factor
 
@@ -50,6 +51,7 @@ class Depthwise:
             self.results_of[ir] = {out: slice(before.get(out, 0), reached[out]) for out in results}
         self.irreps_out = irreps_of({ir: reached[ir] for ir in sorted(reached, key=e3nn.Irrep)})
         self.num_weights = start
+        self.exact = all(bound.exact for bound in self.products.values())
 
     def prepare(self, harmonics: Float[Array, "edges dim"]) -> dict[str, Any]:
         """What depends on the harmonics alone: once for all layers that share this object."""

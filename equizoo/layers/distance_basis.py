@@ -1,5 +1,7 @@
 """Bases of distance, with and without parameters, that networks with layer normalisation take."""
 
+import enum
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,34 +11,32 @@ from jaxtyping import Array, Float
 from equizoo.layers.radial import polynomial_envelope
 
 
+class RadialBasis(enum.StrEnum):
+    """:class:`ExpNormal`, :class:`LearnedGaussians` or :class:`LearnedBessel`."""
+
+    EXP_NORMAL = "exp_normal"
+    GAUSSIAN = "gaussian"
+    BESSEL = "bessel"
+
+    def build(
+        self, cutoff: float, num_basis: int, *, pi: float = np.pi, rngs: nnx.Rngs
+    ) -> "ExpNormal | LearnedGaussians | LearnedBessel":
+        """Functions of distances [Å]; ``pi`` is that of Gaussians."""
+        match self:
+            case RadialBasis.EXP_NORMAL:
+                return ExpNormal(cutoff, num_basis)
+            case RadialBasis.GAUSSIAN:
+                return LearnedGaussians(cutoff, num_basis, pi=pi, rngs=rngs)
+            case RadialBasis.BESSEL:
+                return LearnedBessel(cutoff, num_basis, rngs=rngs)
+
+
 def cosine_cutoff(
     r: Float[Array, "*batch"],  # [Å]
     cutoff: float,  # [Å]
 ) -> Float[Array, "*batch"]:
     """``(1 + cos(pi r / cutoff)) / 2``, zero from the cutoff on: continuous with its slope."""
     return jnp.where(r < cutoff, (1 + jnp.cos(np.pi * r / cutoff)) / 2, 0)
-
-
-def exp_normal_basis(
-    r: Float[Array, "*batch"],  # [Å]
-    cutoff: float,  # [Å]
-    num_basis: int,
-) -> Float[Array, "*batch num_basis"]:
-    r"""Gaussians of ``exp(-5 r / cutoff)`` times a cosine cutoff.
-
-    .. math:: b_n(r) = \tfrac{1 + \cos(\pi r / r_c)}{2}
-        \exp\left(-\beta \, (e^{-5 r / r_c} - \mu_n)^2\right), \quad
-        \beta = \left(\tfrac{2}{N} (1 - e^{-r_c})\right)^{-2}
-
-    with :math:`\mu_n` from :math:`e^{-r_c}` (``r_c`` in Å) to 1 in equal steps.
-
-    Reference: Thölke and De Fabritiis 2022, https://arxiv.org/abs/2202.02541, eq. 2.
-    """
-    start = float(np.exp(-cutoff))
-    means = jnp.asarray(np.linspace(start, 1, num_basis), r.dtype).reshape((1,) * r.ndim + (-1,))
-    beta = (2 / num_basis * (1 - start)) ** -2
-    gaussians = jnp.exp(-beta * (jnp.exp(-5 / cutoff * r)[..., None] - means) ** 2)
-    return cosine_cutoff(r, cutoff)[..., None] * gaussians
 
 
 def gaussian_smearing(
@@ -57,6 +57,30 @@ def gaussian_smearing(
     return jnp.exp(-((r[..., None] - centers) ** 2) / (2 * (width * step) ** 2))
 
 
+class ExpNormal(nnx.Module):
+    r"""Gaussians of ``exp(-5 r / cutoff)`` times a cosine cutoff, nothing learned.
+
+    .. math:: b_n(r) = \tfrac{1 + \cos(\pi r / r_c)}{2}
+        \exp\left(-\beta \, (e^{-5 r / r_c} - \mu_n)^2\right), \quad
+        \beta = \left(\tfrac{2}{N} (1 - e^{-r_c})\right)^{-2}
+
+    with :math:`\mu_n` from :math:`e^{-r_c}` (``r_c`` in Å) to 1 in equal steps.
+
+    Reference: Thölke and De Fabritiis 2022, https://arxiv.org/abs/2202.02541, eq. 2.
+    """
+
+    def __init__(self, cutoff: float, num_basis: int):
+        self.cutoff = cutoff
+        self.start = float(np.exp(-cutoff))
+        self.means = tuple(np.linspace(self.start, 1, num_basis).tolist())
+
+    def __call__(self, r: Float[Array, " edges"]) -> Float[Array, "edges num_basis"]:
+        means = jnp.asarray(self.means, r.dtype)[None]
+        beta = (2 / len(self.means) * (1 - self.start)) ** -2
+        gaussians = jnp.exp(-beta * (jnp.exp(-5 / self.cutoff * r)[:, None] - means) ** 2)
+        return cosine_cutoff(r, self.cutoff)[:, None] * gaussians
+
+
 class LearnedGaussians(nnx.Module):
     r"""Normal densities of a learned affine function of ``r / cutoff``.
 
@@ -64,10 +88,10 @@ class LearnedGaussians(nnx.Module):
         \exp\left(-\frac{(w r / r_c + b - \mu_n)^2}{2 \sigma_n^2}\right)
 
     Does not vanish at the cutoff. Reference: Ying et al. 2021 (Graphormer),
-    https://arxiv.org/abs/2106.05234; as in Equiformer, which writes ``pi`` as 3.14159.
+    https://arxiv.org/abs/2106.05234; Equiformer writes ``pi`` as 3.14159.
     """
 
-    def __init__(self, cutoff: float, num_basis: int, *, pi: float = 3.14159, rngs: nnx.Rngs):
+    def __init__(self, cutoff: float, num_basis: int, *, pi: float = np.pi, rngs: nnx.Rngs):
         self.cutoff, self.pi = cutoff, pi
         draw = jax.random.uniform(rngs.params(), (2, num_basis), jnp.float32)
         self.means = nnx.Param(draw[0])

@@ -75,6 +75,11 @@ class FeaturesLinear(nnx.Module):
         result = {
             ir: x[ir] @ kernel[...].astype(x[ir].dtype) for ir, kernel in self.kernels.items()
         }
+        return self.biased(result, count)
+
+    def biased(self, result: Features, count: Float[Array, "n 1"] | None = None) -> Features:
+        """What the kernels made, and the bias."""
+        result = dict(result)
         if self.bias is not None:
             scalars = result[SCALAR]
             bias = self.bias[...].astype(scalars.dtype)[None, None]

@@ -196,6 +196,21 @@ class BoundProduct(abc.ABC):
         """Like :meth:`dense`, of :meth:`per_path`."""
         return self._on_basis(self.per_path)
 
+    def dense_at(
+        self, y: Float[np.ndarray, " dim_2"]
+    ) -> Float[np.ndarray, "num_weights dim_1 dim_paths"]:
+        """The map of :meth:`per_path` for one second factor, in float64: ``z = sum w x dense``."""
+        dims = (self.num_weights, self.irreps_1.dim)
+        places = np.unravel_index(np.arange(np.prod(dims)), dims)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            w, x = (
+                jnp.asarray(np.eye(dim)[place][..., None])
+                for dim, place in zip(dims, places, strict=True)
+            )
+            repeated = jnp.broadcast_to(y[None, :, None], (len(x), len(y), 1))
+            found = np.asarray(jax.jit(self.per_path)(x, repeated, w))
+        return found.reshape(*dims, -1)
+
     def select(self, keep: tuple[int, ...]) -> "BoundProduct":
         """The product with some of its weights, in their order; the others as if they were zero.
 

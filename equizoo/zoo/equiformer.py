@@ -5,6 +5,7 @@ Reference: Liao and Smidt 2022, https://arxiv.org/abs/2206.11990, and its publis
 
 import dataclasses
 import enum
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import e3nn_jax as e3nn
@@ -22,7 +23,14 @@ from equizoo.graph import (
 )
 from equizoo.layers.activation import ActivationConstant, normalized_silu
 from equizoo.layers.depthwise import Depthwise, depthwise
-from equizoo.layers.distance_basis import LearnedBessel, LearnedGaussians, exp_normal_basis
+from equizoo.layers.depthwise_in_frames import (
+    Frames,
+    frames_of,
+    in_frames,
+    into_frames,
+    summed_from_frames,
+)
+from equizoo.layers.distance_basis import RadialBasis
 from equizoo.layers.features import (
     SCALAR,
     Features,
@@ -46,6 +54,8 @@ from equizoo.tensor_products._base import TensorProduct
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.zoo._base import Architecture, ArchitectureConfig, Symmetry
 
+PI = 3.14159  # as published, in learned Gaussians
+
 
 class Message(enum.StrEnum):
     """How messages are made of products with harmonics.
@@ -58,13 +68,16 @@ class Message(enum.StrEnum):
     NONLINEAR = "nonlinear"
 
 
-class RadialBasis(enum.StrEnum):
-    """Functions of distance: fixed ``exp_normal`` (MD17), learned ``gaussian`` (QM9, OC20) and
-    ``bessel``."""
+class Evaluation(enum.StrEnum):
+    """Where products of messages are evaluated; the map is the same.
 
-    EXP_NORMAL = "exp_normal"
-    GAUSSIAN = "gaussian"
-    BESSEL = "bessel"
+    ``in_frames``: with the edge as polar axis, where exact products are a few numbers, see
+    ``layers/depthwise_in_frames.py``; products that are not exact as they are. ``as_given``: by
+    the tensor product itself, always.
+    """
+
+    IN_FRAMES = "in_frames"
+    AS_GIVEN = "as_given"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +97,7 @@ class EquiformerConfig(ArchitectureConfig):
     num_layers: int = 6
     num_heads: int = 4
     message: Message = Message.NONLINEAR
-    radial_basis: RadialBasis = RadialBasis.EXP_NORMAL
+    radial_basis: RadialBasis = RadialBasis.EXP_NORMAL  # of MD17; gaussian: QM9, OC20
     num_basis: int = 32
     radial_widths: tuple[int, ...] = (64, 64)
     envelope_p: int | None = 5  # makes energies smooth at the cutoff; None: as published
@@ -96,6 +109,7 @@ class EquiformerConfig(ArchitectureConfig):
     zero_isolated: bool = True  # subtract what an isolated atom of the species would get
     activation: ActivationConstant = ActivationConstant.EXACT
     tensor_product: TensorProduct = ClebschGordan()  # over edges
+    evaluation: Evaluation = Evaluation.IN_FRAMES
     force_input: ForceInput | None = None  # and a head for noise, to train with denoising
 
     def __post_init__(self):
@@ -186,9 +200,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 class Edges(NamedTuple):
-    """What all layers share: products prepared, radial basis, envelope."""
+    """What all layers share: products prepared, frames if any, radial basis, envelope."""
 
     prepared: dict[Depthwise, dict[str, Any]]
+    frames: Frames | None
     basis: Float[Array, "edges num_basis"]
     envelope: Float[Array, " edges"] | None
 
@@ -207,7 +222,7 @@ class Equiformer(Architecture):
         outputs, energies = config.output_irreps, f"{config.output_channels}x{SCALAR}"
         self.embedding = normal_param(rngs, (len(config.atomic_numbers), scalars))
         self.embedding_bias = nnx.Param(jnp.zeros(scalars, jnp.float32))
-        self.basis = _learned_basis(config, rngs)
+        self.basis = config.radial_basis.build(config.cutoff, config.num_basis, pi=PI, rngs=rngs)
         self.edge_degree = EdgeDegree(config, rngs=rngs)
         last = config.num_layers - 1
         self.layers = nnx.List(
@@ -279,35 +294,23 @@ class Equiformer(Architecture):
 
 def edges_of(
     config: EquiformerConfig,
-    learned_basis: LearnedGaussians | LearnedBessel | None,
+    basis: Callable[[Float[Array, " edges"]], Float[Array, "edges num_basis"]],
     vectors: Float[Array, "edges 3"],
 ) -> Edges:
-    """What layers need of edge vectors; without a learned basis the fixed one."""
+    """What layers need of edge vectors."""
     lengths = safe_norm(vectors)
     # published models take harmonics of the vector from receiver to sender
     harmonics = spherical_harmonics(e3nn.Irreps(config.harmonics), -vectors)
-    if learned_basis is None:
-        basis = exp_normal_basis(lengths, config.cutoff, config.num_basis)
-    else:
-        basis = learned_basis(lengths)
+    products = set(_products(config))
+    turns = config.evaluation == Evaluation.IN_FRAMES and all(map(in_frames, products))
     return Edges(
-        prepared={product: product.prepare(harmonics) for product in set(_products(config))},
-        basis=basis,
+        prepared={product: product.prepare(harmonics) for product in products},
+        frames=frames_of(-vectors, config.irreps) if turns else None,
+        basis=basis(lengths),
         envelope=None
         if config.envelope_p is None
         else polynomial_envelope(lengths, config.cutoff, config.envelope_p),
     )
-
-
-def _learned_basis(
-    config: EquiformerConfig, rngs: nnx.Rngs
-) -> LearnedGaussians | LearnedBessel | None:
-    match config.radial_basis:
-        case RadialBasis.GAUSSIAN:
-            return LearnedGaussians(config.cutoff, config.num_basis, rngs=rngs)
-        case RadialBasis.BESSEL:
-            return LearnedBessel(config.cutoff, config.num_basis, rngs=rngs)
-    return None
 
 
 def _encoded_irreps(config: EquiformerConfig) -> list[str]:
@@ -446,12 +449,14 @@ class Attention(nnx.Module):
             ir: gather_senders(senders[ir], graph) + gather_receivers(receivers[ir], graph)
             for ir in senders
         }
+        if edges.frames is not None:
+            message = into_frames(message, edges.frames)
         if config.message == Message.NONLINEAR:
             scalars, values = self._nonlinear(message, edges)
         else:
             scalars, values = self._linear(message, edges)
         alpha = dropout(self._alpha(scalars, edges, graph), config.alpha_dropout, key)
-        return self.linear(self._summed(values, alpha, graph))
+        return self.linear(self._summed(values, alpha, edges, graph))
 
     def _alpha(
         self, scalars: Float[Array, "edges heads alphas"], edges: Edges, graph: Graph
@@ -464,39 +469,56 @@ class Attention(nnx.Module):
         self,
         values: dict[str, Float[Array, "edges _ _"]],
         alpha: Float[Array, "edges heads"],
+        edges: Edges,
         graph: Graph,
     ) -> Features:
-        summed = {}
+        weighted = {}
         for ir, value in values.items():
             by_head = value.reshape(*value.shape[:2], self.config.num_heads, -1)
-            weighted = by_head * alpha[:, None, :, None]
-            summed[ir] = sum_receivers(weighted.reshape(value.shape), graph)
-        return summed
+            weighted[ir] = (by_head * alpha[:, None, :, None]).reshape(value.shape)
+        if edges.frames is not None:
+            return summed_from_frames(weighted, edges.frames, graph)
+        return {ir: sum_receivers(value, graph) for ir, value in weighted.items()}
 
     def _nonlinear(
         self, message: Features, edges: Edges
     ) -> tuple[Float[Array, "edges heads alphas"], Features]:
         config = self.config
         into_nodes, into_heads = _products(config)
-        message = into_nodes(message, edges.prepared[into_nodes], self.radial(edges.basis))
-        scalars = self.to_alpha(message)[SCALAR].reshape(len(edges.basis), config.num_heads, -1)
-        values = gate(self.to_gate(message), config.irreps, config.activation)
+        linears, weights = [self.to_alpha, self.to_gate], self.radial(edges.basis)
+        alphas, gated = _mapped_product(into_nodes, message, edges, weights, linears)
+        scalars = alphas[SCALAR].reshape(len(edges.basis), config.num_heads, -1)
+        values = gate(gated, config.irreps, config.activation)
         weights = self.weights[...].astype(edges.basis.dtype)[None]
-        values = into_heads(values, edges.prepared[into_heads], weights)
-        return scalars, self.to_value(values)
+        (values,) = _mapped_product(into_heads, values, edges, weights, [self.to_value])
+        return scalars, values
 
     def _linear(
         self, message: Features, edges: Edges
     ) -> tuple[Float[Array, "edges heads alphas"], Features]:
         config = self.config
-        product = _products(config)[1]
-        message = product(message, edges.prepared[product], self.radial(edges.basis))
-        values = self.to_both(message)
+        product, weights = _products(config)[1], self.radial(edges.basis)
+        (values,) = _mapped_product(product, message, edges, weights, [self.to_both])
         # of every head first the scalars of its weight, then those of its value
         scalars = values[SCALAR].reshape(len(edges.basis), config.num_heads, -1)
         alphas = channels_of(config.head_irreps)[SCALAR]
         values[SCALAR] = scalars[:, :, alphas:].reshape(len(edges.basis), 1, -1)
         return scalars[:, :, :alphas], values
+
+
+def _mapped_product(
+    product: Depthwise,
+    x: Features,
+    edges: Edges,
+    weights: Float[Array, "batch_w num_weights"],
+    linears: Sequence[FeaturesLinear],
+) -> list[Features]:
+    """What linear maps make of a product of features with the harmonics of edges."""
+    turned = in_frames(product)
+    if edges.frames is not None and turned is not None:
+        return turned(x, weights, linears)
+    whole = product(x, edges.prepared[product], weights)
+    return [linear(whole) for linear in linears]
 
 
 def _radial(config: EquiformerConfig, product: Depthwise, rngs: nnx.Rngs) -> RadialNetwork:

@@ -9,7 +9,6 @@ Reference: Lin et al. 2025, https://arxiv.org/abs/2507.01131, and its published 
 
 import dataclasses
 import enum
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from equizoo.graph import (
     sum_graphs,
     sum_receivers,
 )
-from equizoo.layers.distance_basis import LearnedGaussians
+from equizoo.layers.distance_basis import RadialBasis
 from equizoo.layers.gating import smooth_leaky_relu
 from equizoo.layers.harmonics import safe_norm, spherical_harmonics
 from equizoo.layers.isolated import lone_atoms
@@ -94,6 +93,7 @@ class TDNConfig(ArchitectureConfig):
     parity: Parity = Parity.IGNORED
     num_layers: int = 6
     num_heads: int = 4
+    radial_basis: RadialBasis = RadialBasis.GAUSSIAN
     num_basis: int = 256
     radial_widths: tuple[int, ...] = (64, 64)
     linear: Linear = Linear.SHARED
@@ -219,7 +219,7 @@ class TDN(Architecture):
         channels = config.channels
         self.embedding = uniform_param(rngs, (len(config.atomic_numbers), channels), 1.0)
         self.embedding_bias = nnx.Param(jnp.zeros(channels, jnp.float32))
-        self.basis = LearnedGaussians(config.cutoff, config.num_basis, pi=math.pi, rngs=rngs)
+        self.basis = config.radial_basis.build(config.cutoff, config.num_basis, rngs=rngs)
         self.edge_degree = EdgeDegree(config, rngs=rngs)
         self.layers = nnx.List([Layer(config, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = IrrepNorm(config, rngs=rngs)

@@ -40,15 +40,23 @@ def test_the_trajectory_is_that_of_another_integrator(pair, structures):
         atoms = structure.to_atoms()
         atoms.set_velocities(_velocities(structure, HOT, rng))
         atoms.calc = pair.calculator("float64")
-        energies = []
+        energies, spins = [], []
         dynamics = VelocityVerlet(atoms, timestep=1.0 * units.fs)
         dynamics.attach(lambda a=atoms, e=energies: e.append(a.get_total_energy()))
+        dynamics.attach(lambda a=atoms, s=spins: s.append(a.get_angular_momentum()))
         dynamics.run(40)
         expected = np.array(energies) - sum(
             pair.reference_energies[z] for z in structure.atomic_numbers.tolist()
         )
         assert np.ptp(expected) > 1e3 * ROUNDING, "the energy of a finite step does fluctuate"
         np.testing.assert_allclose(found.energy[:, index], expected, rtol=0, atol=ROUNDING)
+        hbar = 6.582119569e-16 * units.s  # [eV s]
+        np.testing.assert_allclose(
+            found.angular_momentum[:, index], np.array(spins) / hbar, rtol=0, atol=1e-6
+        )
+        if not any(structure.pbc):
+            kept = found.angular_momentum[:, index] - found.angular_momentum[0, index]
+            assert np.abs(kept).max() < 1e-7 < np.abs(found.angular_momentum[0, index]).max()
 
 
 def test_it_does_not_matter_when_lists_are_made(pair, structures):
@@ -149,7 +157,8 @@ def test_drift_is_the_slope_per_atom():
     wave = 0.003 * np.sin(2 * np.pi * 7 * time)
     energy = np.stack([5 + 0.004 * time + wave, -3 - 0.01 * time], axis=1)  # [eV]
     zeros = np.zeros_like(energy)
-    found = drift(Trajectory(time, energy, zeros, zeros, zeros, True, 1), [2, 10])
+    spin = np.zeros((*energy.shape, 3))
+    found = drift(Trajectory(time, energy, zeros, zeros, zeros, spin, True, 1), [2, 10])
     assert found["drift_meV_per_atom_per_ps"] == pytest.approx(2.0, rel=0.05)
     assert found["mean_drift_meV_per_atom_per_ps"] == pytest.approx(0.5, rel=0.1)
     assert found["fluctuation_meV_per_atom"] == pytest.approx(1.5 / np.sqrt(2), rel=0.01)

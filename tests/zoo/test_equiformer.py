@@ -20,10 +20,11 @@ from small_models import (
     turned,
 )
 
+from equizoo.layers.distance_basis import RadialBasis
 from equizoo.tensor_products.gaunt_grid import GauntGrid
 from equizoo.tensor_products.so2 import SO2
 from equizoo.zoo._base import Symmetry, energy_forces_stress
-from equizoo.zoo.equiformer import SIZES, EquiformerConfig, Message, RadialBasis
+from equizoo.zoo.equiformer import SIZES, EquiformerConfig, Evaluation, Message
 
 BOTH_PARITIES = {
     "irreps": "4x0e+2x0o+3x1o+2x1e+2x2e",
@@ -33,6 +34,7 @@ BOTH_PARITIES = {
 VARIANTS = {
     "default": {},
     "published": {"envelope_p": None, "zero_isolated": False, "shift": 0.3, "scale": 0.7},
+    "as_given": {"evaluation": Evaluation.AS_GIVEN},
     "linear": {"message": Message.LINEAR, "radial_basis": RadialBasis.BESSEL},
     "both_parities": BOTH_PARITIES
     | {"radial_basis": RadialBasis.GAUSSIAN, "envelope_p": None, "zero_isolated": False},
