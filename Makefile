@@ -80,6 +80,7 @@ examples: $(VENV)/installed
 readme: $(VENV)/installed
 	$(BIN)/python docs/models_table.py
 	$(BIN)/python docs/open_catalyst_table.py
+	$(BIN)/python docs/equiformer_table.py
 	$(BIN)/python docs/zoo_page.py
 
 clean:

@@ -34,13 +34,12 @@ from scipy.spatial.transform import Rotation
 
 from equizoo.config import to_dict
 from equizoo.eval.benchmark_timing import Program, compile_program, time_in_turns, write_table
-from equizoo.eval.certify import spread
 from equizoo.eval.dynamics import NVE, drift, simulate
 from equizoo.eval.plots import _STYLE, BLACK, BLUE, VERMILION
 from equizoo.eval.potential import Potential, load
 from equizoo.graph import Budget, batch_frames, edge_vectors
 from equizoo.layers.distance_basis import RadialBasis
-from equizoo.structure import Structure
+from equizoo.structure import Structure, spread
 from equizoo.tensor_products._base import TensorProduct
 from equizoo.tensor_products.clebsch_gordan import ClebschGordan
 from equizoo.tensor_products.clebsch_gordan_dense import ClebschGordanDense

@@ -2,18 +2,26 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from jaxtyping import Bool, Float, Int
 
+_Item = TypeVar("_Item")
+
 
 def symbols(elements: Iterable[int]) -> str:
     """Chemical symbols of atomic numbers, with commas."""
     return ", ".join(chemical_symbols[z] for z in elements)
+
+
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """At most ``count`` of the items, evenly from first to last."""
+    indices = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[index] for index in np.unique(indices.round().astype(int)).tolist()]
 
 
 class EnergyReference(enum.StrEnum):

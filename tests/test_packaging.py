@@ -144,6 +144,13 @@ def test_the_page_of_oc20_shows_the_published_results():
         table.generated_page("# OC20")
 
 
+def test_the_page_of_the_equiformers_shows_what_was_measured():
+    tables = import_file(ROOT / "docs/equiformer_table.py")
+    page = (ROOT / "docs/equiformer.md").read_text("utf-8")
+    assert page == tables.generated_page(page), "run `make readme`"
+    assert "| training step | equizoo |" in page
+
+
 def test_the_table_of_a_card(tmp_path):
     example = (ROOT / "model_cards/README.md").read_text("utf-8")
     card = example.partition("```yaml\n")[2].partition("```")[0].replace("3f0c...", 64 * "a")

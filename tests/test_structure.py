@@ -8,7 +8,7 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import TypeCheckError
 
-from equizoo.structure import EnergyReference, Structure, require_same_reference
+from equizoo.structure import EnergyReference, Structure, require_same_reference, spread
 
 WATER = {
     "atomic_numbers": np.array([8, 1, 1]),
@@ -119,3 +119,8 @@ def test_two_energy_references_are_never_mixed():
     require_same_reference(EnergyReference.TOTAL, EnergyReference("total"), "training")
     with pytest.raises(ValueError, match="training would mix .* 'total' and 'adsorption'"):
         require_same_reference(EnergyReference.TOTAL, EnergyReference.ADSORPTION, "training")
+
+
+def test_a_few_of_many_are_spread_evenly():
+    assert spread(range(101), 5) == [0, 25, 50, 75, 100]
+    assert spread("ab", 5) == ["a", "b"] and spread([], 3) == [] and spread([7, 8], 0) == []

@@ -24,7 +24,7 @@ from equizoo.eval.certificate import Certificate, Check, Settings
 from equizoo.eval.dynamics import NVE, Langevin, drift, simulate
 from equizoo.eval.golden import golden_structures
 from equizoo.eval.potential import DTYPES, Potential, Result
-from equizoo.structure import Structure
+from equizoo.structure import Structure, spread
 from equizoo.zoo._base import Symmetry
 
 # Largest errors of forces over the largest force. Float64: thousands of roundings of 1e-16, summed.
@@ -82,12 +82,6 @@ def certify(
         | {name: version(name) for name in ("jax", "flax", "numpy")},
         checks=tuple(checks),
     )
-
-
-def spread(structures: Sequence[Structure], count: int) -> list[Structure]:
-    """At most ``count`` of the structures, evenly from first to last."""
-    indices = np.linspace(0, len(structures) - 1, min(count, len(structures)))
-    return [structures[index] for index in np.unique(indices.round().astype(int)).tolist()]
 
 
 class _Bench:

@@ -5,8 +5,8 @@ import dataclasses
 from equizoo.data.datasets import list_datasets, load_dataset
 from equizoo.data.readers import Dataset
 from equizoo.eval.card import known_data
-from equizoo.eval.certify import spread
 from equizoo.eval.potential import Potential
+from equizoo.structure import spread
 from equizoo.train.replay import Replay
 
 FRAMES = 200  # at most, of data that were not asked for

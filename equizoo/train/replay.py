@@ -12,7 +12,7 @@ from equizoo.data.doctor_frames import measure
 from equizoo.data.prepared import is_lazy
 from equizoo.data.readers import Dataset
 from equizoo.eval.potential import Potential
-from equizoo.structure import Structure, require_same_reference
+from equizoo.structure import Structure, require_same_reference, spread
 
 HEADS = NEW, BASE = ("finetuned", "base")  # of a model trained so; the first answers
 _CANDIDATES = 10_000  # frames among which the farthest are looked for
@@ -88,8 +88,7 @@ class Replay:
         indices = self._chosen(dataset.structures)
         if rest is not None:
             left = np.setdiff1d(np.arange(len(dataset)), indices)
-            places = np.linspace(0, len(left) - 1, min(rest, len(left))).round().astype(int)
-            indices = left[places].tolist()
+            indices = spread(left.tolist(), rest)
         chosen = [dataset.structures[i] for i in indices]
         if self.labels is LabelsFrom.MODEL and chosen:
             results = base.predict(chosen)

@@ -12,7 +12,7 @@ from flax import nnx
 from models import ENERGIES, Pair, PairConfig, crystal, mace_potential, pair_potential
 
 from equizoo.eval.certificate import Certificate, Check, Settings, Verdict, shown
-from equizoo.eval.certify import certify, spread
+from equizoo.eval.certify import certify
 from equizoo.eval.potential import Potential
 from equizoo.graph import sum_graphs, sum_receivers
 from equizoo.structure import EnergyReference, Structure
@@ -293,12 +293,6 @@ def test_nan_does_not_pass():
 def test_settings_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match="expected"):
         Settings(**options)
-
-
-def test_frames_are_spread_evenly(solid):
-    many = [dataclasses.replace(solid[0], name=str(i)) for i in range(101)]
-    assert [s.name for s in spread(many, 5)] == ["0", "25", "50", "75", "100"]
-    assert len(spread(many[:2], 5)) == 2 and spread([], 3) == []
 
 
 def test_names_of_figures_are_read():
