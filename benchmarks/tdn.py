@@ -19,6 +19,7 @@ data (``EQUIZOO_DATA``). ``--smoke`` shrinks each to see that it runs.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from ase.build import molecule
 from flax import nnx
 from scipy.spatial.transform import Rotation
 
+from equizoo.compile_cache import uncached
 from equizoo.config import to_dict
 from equizoo.eval.benchmark_timing import Program, compile_program, time_in_turns, write_table
 from equizoo.eval.dynamics import NVE, drift, simulate
@@ -421,6 +423,7 @@ def throughput(options: argparse.Namespace) -> list[Row]:
                 )
             add_times(found, programs, graph, options)
             rows += found
+            options.save(rows)  # the largest take long
     return rows
 
 
@@ -494,7 +497,7 @@ def add_times(
     rows: list[Row], programs: Sequence[Program], graph: Any, options: argparse.Namespace
 ) -> None:
     """All in turns; frames of the batch over the median."""
-    repeats = (1, 1) if options.smoke else (10, 40)
+    repeats = (1, 1) if options.smoke else (5, 40)
     timings = time_in_turns([p.run for p in programs], seconds=options.seconds, repeats=repeats)
     structures = int(np.sum(graph.graph_mask))
     for row, compiled, timing in zip(rows, programs, timings, strict=True):
@@ -574,10 +577,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.smoke:
         options.rotations, options.epochs, options.seconds = 2, 1, 0.0
     answer, plot, dtype = QUESTIONS[options.question]
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-        rows = answer(options)
+
+    def save(rows: Sequence[Row]) -> None:
         table = [{k: v for k, v in row.items() if k != "trajectory"} for row in rows]
         write_table(options.out / f"tdn_{options.question}.csv", table, dtype=dtype)
+
+    options.save = save
+    # compilation is timed too
+    cache = uncached() if options.question == "throughput" else contextlib.nullcontext()
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"), cache:
+        rows = answer(options)
+        save(rows)
     plot(rows, options.out / f"tdn_{options.question}.png")
 
 

@@ -144,11 +144,18 @@ def test_the_page_of_oc20_shows_the_published_results():
         table.generated_page("# OC20")
 
 
-def test_the_page_of_the_equiformers_shows_what_was_measured():
-    tables = import_file(ROOT / "docs/equiformer_table.py")
-    page = (ROOT / "docs/equiformer.md").read_text("utf-8")
+@pytest.mark.parametrize(
+    ("script", "row"),
+    [
+        ("equiformer_table", "| training step | equizoo |"),
+        ("tdn_table", "| 2 | TDN exact, matrix |"),
+    ],
+)
+def test_pages_show_what_was_measured(script, row):
+    tables = import_file(ROOT / f"docs/{script}.py")
+    page = tables.PAGE.read_text("utf-8")
     assert page == tables.generated_page(page), "run `make readme`"
-    assert "| training step | equizoo |" in page
+    assert row in page
 
 
 def test_the_table_of_a_card(tmp_path):
