@@ -67,6 +67,8 @@ LABELS = {
     "low_rank": ("low rank 8 (LoRA)", "#CC79A7"),
     "replay": ("replay of 100 frames", VERMILION),
 }
+TEST_FRAMES = 200  # of each test set, at random; silicon has 25
+BATCH = 2  # frames; a small batch takes more steps with the few frames that there are
 FROZEN = ("embedding", "layers.0.*")
 REPLAYED = Replay(data="3bpa/train_300K", count=100)
 
@@ -99,16 +101,16 @@ class Row:
 
 
 def steps_per_epoch(method: str, frames: int) -> int:
-    """Batches of five of these frames, and of those replayed."""
+    """Batches of these frames, and of those replayed."""
     replayed = REPLAYED.count or 0 if method == "replay" else 0
-    return -(-(frames + replayed) // 5)
+    return -(-(frames + replayed) // BATCH)
 
 
 def training(method: str, frames: int, steps: int, seed: int) -> TrainConfig:
-    """``steps`` of five frames each, and about twenty looks at the validation frames."""
+    """``steps``, and about twenty looks at the validation frames."""
     per_epoch = steps_per_epoch(method, frames)
     epochs = max(1, round(steps / per_epoch))
-    often = {"validate_every": max(1, epochs // 20), "seed": seed}
+    often = {"validate_every": max(1, epochs // 20), "seed": seed, "batch_size": BATCH}
     if method == "scratch":
         return TrainConfig(
             epochs=epochs,
@@ -133,6 +135,7 @@ def measure(base: Potential, case: Case, method: str, frames: int, steps: int, s
         num_train=frames - valid,
         split_seed=seed,
         test=(case.test,),
+        num_test=TEST_FRAMES,
         reference_energies=LeastSquares(minimum_norm=True)
         if method == "scratch"
         else RefitFromModel(),

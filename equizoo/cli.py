@@ -465,6 +465,7 @@ def finetune(
     num_valid: int | None = None,
     num_train: int | None = None,
     test: tuple[str, ...] = (),
+    num_test: int | None = None,
     old: tuple[str, ...] | None = None,
     replay: str | None = None,
     replay_frames: int | None = None,
@@ -502,6 +503,7 @@ def finetune(
         num_train: how many of the others to train on, at random (default: all); a larger number
             has those of a smaller one, for curves of error against data.
         test: data sets to report errors on, before and after.
+        num_test: how many frames of each of them at most, at random (default: all).
         old: data of the original kind, on which to report what was forgotten (default: the first
             on the model's card that is on this machine, else frames of --replay not replayed).
         replay: data of the original kind to go on training on, under a head of their own, so that
@@ -550,6 +552,7 @@ def finetune(
             num_train=num_train,
             split_seed=seed,
             test=test,
+            num_test=num_test,
             keys=_label_keys(energy_key, forces_key, stress_key),
             data_energy_reference=data_energy_reference,
             reference_energies=reference_energies,

@@ -53,6 +53,7 @@ class DataConfig:
     num_train: int | None = None  # of those left, at random: fewer are among more; None: all
     split_seed: int = 0
     test: tuple[str, ...] = ()  # neither trained on nor chosen by
+    num_test: int | None = None  # at most, of each of these, at random; None: all
     keys: LabelKeys | None = None  # None: those of the named data set, or the usual ones
     energy_reference: EnergyReference | None = None  # None: that of the data; else converted to it
     data_energy_reference: EnergyReference | None = None  # of files that do not say it
@@ -67,7 +68,7 @@ class DataConfig:
                 "Give either valid (a data set) or num_valid (frames split off from train); got "
                 f"valid={self.valid!r} and num_valid={self.num_valid}."
             )
-        for name in ("num_valid", "num_train"):
+        for name in ("num_valid", "num_train", "num_test"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, expected at least 1.")
@@ -229,9 +230,14 @@ def prepare_data(config: DataConfig) -> Prepared:
         train, valid = _split(train, config.num_valid, config.split_seed)
     else:
         valid = load(config.valid)
-    if config.num_train is not None:
-        train = _sample(train, config.num_train, config.split_seed)
-    return Prepared(train, valid, {name: named[name] for name in config.test})
+    if config.num_train is not None and config.num_train > len(train):
+        raise ValueError(
+            f"num_train is {config.num_train}, but {train.name} has {len(train)} frames to train "
+            "on; ask for fewer, or leave it out for all."
+        )
+    train = _sample(train, config.num_train, config.split_seed)
+    test = {name: _sample(named[name], config.num_test, config.split_seed) for name in config.test}
+    return Prepared(train, valid, test)
 
 
 def examine_run(
@@ -273,12 +279,10 @@ def _split(dataset: Dataset, num_valid: int | None, seed: int) -> tuple[Dataset,
     )
 
 
-def _sample(dataset: Dataset, count: int, seed: int) -> Dataset:
-    if count > len(dataset):
-        raise ValueError(
-            f"num_train is {count}, but {dataset.name} has {len(dataset)} frames to train on; ask "
-            "for fewer, or leave it out for all."
-        )
+def _sample(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """At most ``count`` frames at random, in a fixed order of which fewer are the beginning."""
+    if count is None:
+        return dataset
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
     return dataclasses.replace(dataset, structures=selection(dataset.structures, chosen))
 

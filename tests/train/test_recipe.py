@@ -181,6 +181,18 @@ def test_fewer_frames_to_train_on_are_among_more_and_leave_validation_alone(reci
         prepared(0)
 
 
+def test_a_sample_of_the_test_frames_can_be_reported_on(recipe, data_file):
+    def frames(count):
+        data = dataclasses.replace(recipe.data, test=(str(data_file),), num_test=count)
+        return [s.name for s in prepare_data(data).test[str(data_file)].structures]
+
+    few, many, every = frames(5), frames(12), frames(None)
+    assert len(few) == 5 and many[:5] == few and set(many) < set(every) and len(every) == 24
+    assert sorted(frames(100)) == sorted(every)
+    with pytest.raises(ValueError, match="num_test is 0, expected at least 1"):
+        frames(0)
+
+
 def test_an_existing_folder_is_not_overwritten_and_drift_is_shown(recipe, trained):
     with pytest.raises(ValueError, match="exists and is not empty"):
         train(recipe, trained.folder)
