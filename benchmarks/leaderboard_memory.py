@@ -12,14 +12,13 @@ import csv
 import json
 import lzma
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import tyro
+from _peak_memory import peak_of
 from flax import nnx
 
 from equizoo.data.catalyst import open_catalyst
@@ -32,13 +31,6 @@ from equizoo.zoo.mace import MACEConfig
 
 TASK = TASKS["oc20-s2ef"]
 IN_FILE = 250  # frames; the archives have up to 5000
-# what ends up in the first argument has the process's own high-water mark
-COMMAND = """
-import pathlib, sys
-from equizoo.cli import main
-main(sys.argv[2:])
-pathlib.Path(sys.argv[1]).write_text(pathlib.Path("/proc/self/status").read_text())
-"""
 
 
 def sample() -> tuple[list[str], list[str]]:
@@ -91,13 +83,6 @@ def save_small_model(folder: Path, data: Path) -> None:
         energy_reference=EnergyReference.ADSORPTION,
         level_of_theory="none",
     ).save(folder)
-
-
-def peak_of(arguments: list[str], note: Path) -> float:
-    """The most memory [MB] that the command ``equizoo`` with these arguments ever had resident."""
-    subprocess.run([sys.executable, "-c", COMMAND, str(note), *arguments], check=True)
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", note.read_text())
-    return int(kilobytes) / 1024
 
 
 def main(

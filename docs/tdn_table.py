@@ -1,13 +1,15 @@
-"""Rewrites the table of throughput in docs/tdn.md from its data file: `make readme`."""
+"""Rewrites the tables in docs/tdn.md from model cards and data files: `make readme`."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 from marked_pages import page_with, table
 
+from equizoo.registry import MODELS
+
 PAGE = Path(__file__).parent / "tdn.md"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-BEGIN, END = "<!-- throughput:begin -->\n", "<!-- throughput:end -->"
 PLAIN, PUBLISHED = "Equiformer, plain", "TDN CP 7L2 (published)"
 
 
@@ -46,9 +48,40 @@ def throughput_table() -> str:
     )
 
 
+def accuracy_table() -> str:
+    """Markdown: errors of the released models of 3BPA, best forces first, as their cards have."""
+    found = [
+        (row, model)
+        for model in MODELS.values()
+        for row in model.metrics
+        if (row["dataset"], row["split"]) == ("3bpa", "test_300K")
+    ]
+    return table(
+        ("model", "product", "parameters", "forces, RMSE [meV/Å]", "energy, RMSE [meV]"),
+        (
+            (
+                f"[`{model.name}`](../model_cards/{model.name}.md)",
+                model.tensor_product,
+                f"{model.parameters:,}",
+                f"{row['forces_rmse_meV_per_A']:.1f}",
+                f"{row['energy_rmse_meV']:.1f}",
+            )
+            for row, model in sorted(found, key=lambda pair: pair[0]["forces_rmse_meV_per_A"])
+        ),
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "throughput": throughput_table,
+    "accuracy": accuracy_table,
+}
+
+
 def generated_page(page: str) -> str:
-    """The page with the table between its marker lines."""
-    return page_with(page, throughput_table(), BEGIN, END)
+    """The page with these tables between their marker lines."""
+    for name, made in TABLES.items():
+        page = page_with(page, made(), f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->")
+    return page
 
 
 if __name__ == "__main__":

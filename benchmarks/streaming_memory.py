@@ -1,0 +1,124 @@
+"""Does memory grow with the data, when they are prepared and when a model trains on them?
+
+    python benchmarks/streaming_memory.py --out benchmarks/results/streaming_memory.csv
+
+The real frames of `3bpa/train_300K` (found by EQUIZOO_DATA), as often as asked for, each time with
+other displacements of 0.01 Å so that no two are alike, in one file of extended XYZ. `equizoo
+prepare` turns it into a folder. `equizoo train` takes some steps with a small MACE on frames from
+all over that folder and, for comparison, on the file itself, which is read into memory. Each is a
+process of its own. A row: frames, sizes on the disk, seconds, and the largest resident size that
+the process ever had.
+"""
+
+import csv
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import tyro
+from _peak_memory import peak_of
+
+from equizoo.data.datasets import load_dataset
+from equizoo.eval.benchmark_timing import environment
+
+DATA = "3bpa/train_300K"
+DISPLACEMENT = 0.01  # [Å]
+
+
+def displaced(copies: int) -> Iterator[list[ase.Atoms]]:
+    """The frames, each time with other displacements and their old labels."""
+    structures = load_dataset(DATA).structures
+    for copy in range(copies):
+        rng = np.random.default_rng(copy)
+        yield [
+            dataclasses.replace(
+                s, positions=s.positions + DISPLACEMENT * rng.standard_normal(s.positions.shape)
+            ).to_atoms()
+            for s in structures
+        ]
+
+
+def recipe(data: Path, train_frames: int) -> dict[str, object]:
+    """Some steps of a small model."""
+    return {
+        "name": "streaming",
+        "model": {
+            "architecture": "mace",
+            "format": 1,
+            "cutoff": 5.0,
+            "channels": 8,
+            "hidden_l_max": 1,
+            "l_max": 2,
+            "correlation": 2,
+        },
+        "data": {
+            "train": str(data),
+            "num_valid": 50,
+            "num_train": train_frames,
+            "reference_energies": {"name": "least_squares", "minimum_norm": True},
+        },
+        "training": {"epochs": 1, "batch_size": 5},
+    }
+
+
+def main(out: Path, copies: tuple[int, ...] = (2, 20, 100), train_frames: int = 500) -> None:
+    """Measures memory at each number of copies; adds rows to OUT.
+
+    Args:
+        out: CSV file.
+        copies: of the 500 frames.
+        train_frames: of all, at random, that are trained on in each run.
+    """
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        files = {number: folder / f"{number}.extxyz" for number in copies}
+        prepared = {number: folder / f"{number}.prepared" for number in copies}
+        for number, file in files.items():
+            for some in displaced(number):
+                ase.io.write(file, some, format="extxyz", append=True)
+
+        def train(data: Path) -> list[str]:
+            described, run = folder / "recipe.json", folder / f"run{time.time_ns()}"
+            described.write_text(json.dumps(recipe(data, train_frames)))
+            return ["train", str(described), "--out", str(run)]
+
+        commands = {
+            "prepare": lambda n: ["prepare", str(files[n]), "--out", str(prepared[n])],
+            "train on the folder": lambda n: train(prepared[n]),
+            "train on the file": lambda n: train(files[n]),
+        }
+        note = folder / "status"
+        peak_of(train(files[copies[0]]), note)  # compiles, so that no run below has to
+        for command, arguments in commands.items():
+            for number in copies:
+                begin = time.perf_counter()
+                peak = peak_of(arguments(number), note)
+                row = {
+                    "command": command,
+                    "frames": number * len(load_dataset(DATA)),
+                    "file_MB": round(files[number].stat().st_size / 1e6, 1),
+                    "folder_MB": round(
+                        sum(part.stat().st_size for part in prepared[number].rglob("*")) / 1e6, 1
+                    ),
+                    "seconds": round(time.perf_counter() - begin, 1),
+                    "peak_resident_MB": round(peak, 1),
+                }
+                rows.append(row | environment()._asdict())
+                print(row, flush=True)
+    new = not out.exists()
+    with open(out, "a", newline="", encoding="utf-8") as file_of_rows:
+        writer = csv.DictWriter(file_of_rows, list(rows[0]), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
