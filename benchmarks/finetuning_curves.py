@@ -120,9 +120,9 @@ def training(method: str, frames: int, steps: int, seed: int) -> TrainConfig:
         )
     frozen = FROZEN if method == "frozen" else ()
     low_rank = LowRank(rank=8) if method == "low_rank" else None
-    # the rate at which the demo fine-tunes; thin matrices start from zero and take a higher one
-    rate = 1e-2 if method == "low_rank" else 3e-3
-    return finetune_training(epochs, rate, frozen=frozen, low_rank=low_rank, **often)
+    # thin matrices start from zero and take the rate from scratch
+    rate = {"learning_rate": 0.012} if method == "low_rank" else {}
+    return finetune_training(epochs, **rate, frozen=frozen, low_rank=low_rank, **often)
 
 
 def measure(base: Potential, case: Case, method: str, frames: int, steps: int, seed: int,

@@ -472,7 +472,7 @@ def finetune(
     replay_labels: Literal["model", "data"] = "model",
     new_elements: tuple[str, ...] = (),
     epochs: int = 40,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 4e-3,
     stress_weight: float = 0.0,
     batch_size: int = 5,
     reference_energies: PlainReferenceEnergies = _REFIT,

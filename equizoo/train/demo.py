@@ -67,7 +67,7 @@ def run(folder: Path, epochs: int, console: Console) -> dict[str, Any]:
             reference_energies=RefitFromModel(),
         ),
         folder,
-        training=finetune_training(epochs=epochs, learning_rate=3e-3),
+        training=finetune_training(epochs=epochs),
         old=(OLD,),
         name=f"{MODEL}-{NEW}",
     )
