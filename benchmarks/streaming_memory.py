@@ -10,12 +10,11 @@ process of its own. A row: frames, sizes on the disk, seconds, and the largest r
 the process ever had.
 """
 
-import csv
 import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ase
@@ -25,16 +24,15 @@ import tyro
 from _peak_memory import peak_of
 
 from equizoo.data.datasets import load_dataset
-from equizoo.eval.benchmark_timing import environment
+from equizoo.eval.benchmark_timing import write_table
 from equizoo.structure import Structure
 
 DATA = "3bpa/train_300K"
 DISPLACEMENT = 0.01  # [Å]
 
 
-def displaced(copies: int) -> Iterator[list[ase.Atoms]]:
+def displaced(structures: Sequence[Structure], copies: int) -> Iterator[list[ase.Atoms]]:
     """The frames, each time with other displacements, and energies that follow the forces."""
-    structures = load_dataset(DATA).structures
     for copy in range(copies):
         rng = np.random.default_rng(copy)
         yield [moved(s, DISPLACEMENT * rng.standard_normal(s.positions.shape)) for s in structures]
@@ -73,20 +71,21 @@ def recipe(data: Path, train_frames: int) -> dict[str, object]:
 
 
 def main(out: Path, copies: tuple[int, ...] = (2, 20, 100), train_frames: int = 500) -> None:
-    """Measures memory at each number of copies; adds rows to OUT.
+    """Measures memory at each number of copies; writes OUT.
 
     Args:
         out: CSV file.
         copies: of the 500 frames.
         train_frames: of all, at random, that are trained on in each run.
     """
+    structures = load_dataset(DATA).structures
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         files = {number: folder / f"{number}.extxyz" for number in copies}
         prepared = {number: folder / f"{number}.prepared" for number in copies}
         for number, file in files.items():
-            for some in displaced(number):
+            for some in displaced(structures, number):
                 ase.io.write(file, some, format="extxyz", append=True)
 
         def train(data: Path) -> list[str]:
@@ -94,36 +93,30 @@ def main(out: Path, copies: tuple[int, ...] = (2, 20, 100), train_frames: int = 
             described.write_text(json.dumps(recipe(data, train_frames)))
             return ["train", str(described), "--out", str(run)]
 
-        commands = {
-            "prepare": lambda n: ["prepare", str(files[n]), "--out", str(prepared[n])],
-            "train on the folder": lambda n: train(prepared[n]),
-            "train on the file": lambda n: train(files[n]),
-        }
-        note = folder / "status"
-        for command, arguments in commands.items():
+        def measure(command: str, number: int, arguments: list[str]) -> None:
+            begin = time.perf_counter()
+            peak = peak_of(arguments, folder / "status")
+            parts = [part.stat().st_size for part in prepared[number].rglob("*")]
+            row = {
+                "command": command,
+                "frames": number * len(structures),
+                "file_MB": round(files[number].stat().st_size / 1e6, 1),
+                "folder_MB": round(sum(parts) / 1e6, 1),
+                "seconds": round(time.perf_counter() - begin, 1),
+                "peak_resident_MB": round(peak, 1),
+            }
+            rows.append(row)
+            write_table(out, rows)
+            print(row, flush=True)
+
+        for number in copies:
+            measure(
+                "prepare", number, ["prepare", str(files[number]), "--out", str(prepared[number])]
+            )
+        for command, data in {"train on the folder": prepared, "train on the file": files}.items():
             for number in copies:
-                if command != "prepare":
-                    peak_of(arguments(number), note)  # compiles, which takes the most memory
-                begin = time.perf_counter()
-                peak = peak_of(arguments(number), note)
-                row = {
-                    "command": command,
-                    "frames": number * len(load_dataset(DATA)),
-                    "file_MB": round(files[number].stat().st_size / 1e6, 1),
-                    "folder_MB": round(
-                        sum(part.stat().st_size for part in prepared[number].rglob("*")) / 1e6, 1
-                    ),
-                    "seconds": round(time.perf_counter() - begin, 1),
-                    "peak_resident_MB": round(peak, 1),
-                }
-                rows.append(row | environment()._asdict())
-                print(row, flush=True)
-    new = not out.exists()
-    with open(out, "a", newline="", encoding="utf-8") as file_of_rows:
-        writer = csv.DictWriter(file_of_rows, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+                peak_of(train(data[number]), folder / "status")  # compiles, which takes most memory
+                measure(command, number, train(data[number]))
 
 
 if __name__ == "__main__":
