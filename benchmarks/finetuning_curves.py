@@ -2,8 +2,9 @@
 
 A released model of one molecule is taken to other molecules, at other levels of theory, and to a
 crystal of an element it has not seen, with 10 to some hundred frames of each, and compared with the
-same architecture trained from scratch. Every run makes the same number of steps. A fifth of its
-frames chooses the best weights, as a user would have to do.
+same architecture trained from scratch. Every run makes the same number of steps on new frames;
+replay makes others besides, on as many old frames (100 at most). A fifth of the frames chooses the
+best weights, as a user would have to do.
 
     python benchmarks/finetuning_curves.py --runs runs/curves
     python benchmarks/finetuning_curves.py --plot-only
@@ -65,12 +66,13 @@ LABELS = {
     "naive": ("all weights", BLUE),
     "frozen": ("first layer frozen", "#009E73"),
     "low_rank": ("low rank 8 (LoRA)", "#CC79A7"),
-    "replay": ("replay of 100 frames", VERMILION),
+    "replay": ("replay of as many old ones", VERMILION),
 }
 TEST_FRAMES = 200  # of each test set, at random; silicon has 25
 BATCH = 2  # frames; a small batch takes more steps with the few frames that there are
 FROZEN = ("embedding", "layers.0.*")
-REPLAYED = Replay(data="3bpa/train_300K", count=100)
+REPLAYED = "3bpa/train_300K"
+MOST_REPLAYED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,16 +102,14 @@ class Row:
         return self.train, self.method, self.frames, self.seed
 
 
-def steps_per_epoch(method: str, frames: int) -> int:
-    """Batches of these frames, and of those replayed."""
-    replayed = REPLAYED.count or 0 if method == "replay" else 0
-    return -(-(frames + replayed) // BATCH)
+def batches(frames: int) -> int:
+    """In an epoch."""
+    return -(-frames // BATCH)
 
 
 def training(method: str, frames: int, steps: int, seed: int) -> TrainConfig:
-    """``steps``, and about twenty looks at the validation frames."""
-    per_epoch = steps_per_epoch(method, frames)
-    epochs = max(1, round(steps / per_epoch))
+    """``steps`` on ``frames``, and about twenty looks at the validation frames."""
+    epochs = max(1, round(steps / batches(frames)))
     often = {"validate_every": max(1, epochs // 20), "seed": seed, "batch_size": BATCH}
     if method == "scratch":
         return TrainConfig(
@@ -141,6 +141,7 @@ def measure(base: Potential, case: Case, method: str, frames: int, steps: int, s
         else RefitFromModel(),
     )
     config = training(method, frames - valid, steps, seed)
+    replayed = min(frames - valid, MOST_REPLAYED) if method == "replay" else 0
     before: Mapping[str, Mapping[str, Any]] = {}
     started = time.perf_counter()
     if method == "scratch":
@@ -156,7 +157,7 @@ def measure(base: Potential, case: Case, method: str, frames: int, steps: int, s
             folder,
             training=config,
             old=(OLD,),
-            replay=REPLAYED if method == "replay" else None,
+            replay=Replay(data=REPLAYED, count=replayed) if replayed else None,
             new_elements=case.new_elements,
         )
         after = None if tuned is None else tuned.after
@@ -170,7 +171,7 @@ def measure(base: Potential, case: Case, method: str, frames: int, steps: int, s
         method=method,
         frames=frames,
         valid_frames=valid,
-        steps=config.epochs * steps_per_epoch(method, frames - valid),
+        steps=config.epochs * batches(frames - valid + replayed),
         seed=seed,
         forces_rmse_before=before.get(case.test, {}).get(forces),
         forces_rmse=after[case.test][forces],
@@ -252,7 +253,7 @@ def main(
 
     Args:
         runs: folder for runs; each is removed when its row has been written.
-        steps: of every run.
+        steps: of every run, on new frames.
         frames: labelled frames in all; sets that have fewer give all they have.
         cases: training sets, by default all.
         methods: ways to train.
