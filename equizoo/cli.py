@@ -471,8 +471,8 @@ def finetune(
     replay_frames: int | None = None,
     replay_labels: Literal["model", "data"] = "model",
     new_elements: tuple[str, ...] = (),
-    epochs: int = 40,
-    learning_rate: float = 4e-3,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
     stress_weight: float = 0.0,
     batch_size: int = 5,
     reference_energies: PlainReferenceEnergies = _REFIT,
@@ -512,8 +512,8 @@ def finetune(
         replay_labels: those that the model gives them, or their own (data).
         new_elements: that the data have and the model lacks, each with one of the model's to start
             like, e.g. Si=C P=N.
-        epochs: passes over the data.
-        learning_rate: the highest one, after warm-up.
+        epochs: passes over the data (default: 40, or more that make 400 steps).
+        learning_rate: the highest one, after warm-up (default: 0.004; 0.012 with --low-rank).
         stress_weight: of squared errors of the stress [eV/Å^3] in the loss, where energies per atom
             have 100 and forces 10.
         batch_size: structures per step.
@@ -535,7 +535,7 @@ def finetune(
     from equizoo.data.pipeline import Reading
     from equizoo.eval.potential import load
     from equizoo.train.finetune import finetune as run
-    from equizoo.train.finetune import finetune_training
+    from equizoo.train.finetune_settings import FinetuneSettings
     from equizoo.train.hosts import is_first
     from equizoo.train.parametrization import LowRank
     from equizoo.train.recipe import DataConfig
@@ -559,7 +559,7 @@ def finetune(
             checks=data_checks,
         ),
         out,
-        training=finetune_training(
+        training=FinetuneSettings(
             epochs=epochs,
             learning_rate=learning_rate,
             stress_weight=stress_weight,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import equizoo
 from equizoo.data import RefitFromModel, load_dataset, write_structures
-from equizoo.train.finetune import finetune, finetune_training
+from equizoo.train.finetune import finetune
+from equizoo.train.finetune_settings import FinetuneSettings
 from equizoo.train.recipe import DataConfig
 
 with tempfile.TemporaryDirectory() as folder:
@@ -18,7 +19,7 @@ with tempfile.TemporaryDirectory() as folder:
         reference_energies=RefitFromModel(),  # to the level of theory of the frames
     )
     tuned = finetune(
-        equizoo.load("mace-3bpa"), data, run, training=finetune_training(epochs=4, batch_size=4)
+        equizoo.load("mace-3bpa"), data, run, training=FinetuneSettings(epochs=4, batch_size=4)
     )
     if tuned is None:
         raise SystemExit("interrupted")

@@ -16,7 +16,8 @@ from equizoo.data.reference_energies import RefitFromModel
 from equizoo.eval.evaluate import evaluate
 from equizoo.eval.potential import Potential, load
 from equizoo.registry import MODELS, list_models, shown_elements
-from equizoo.train.finetune import finetune, finetune_training
+from equizoo.train.finetune import finetune
+from equizoo.train.finetune_settings import FinetuneSettings
 from equizoo.train.recipe import DataConfig
 
 MODEL = "mace-3bpa"
@@ -67,7 +68,7 @@ def run(folder: Path, epochs: int, console: Console) -> dict[str, Any]:
             reference_energies=RefitFromModel(),
         ),
         folder,
-        training=finetune_training(epochs=epochs),
+        training=FinetuneSettings(epochs=epochs),
         old=(OLD,),
         name=f"{MODEL}-{NEW}",
     )

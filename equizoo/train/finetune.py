@@ -18,7 +18,8 @@ from equizoo.data.reference_energies import FromModel
 from equizoo.eval.doctor import ModelFacts, compare_with_model
 from equizoo.eval.potential import Potential
 from equizoo.structure import require_same_reference, symbols
-from equizoo.train.config import LossWeights, Optimizer, TrainConfig
+from equizoo.train.config import TrainConfig
+from equizoo.train.finetune_settings import SUITED_TO_DATA, FinetuneSettings
 from equizoo.train.forgetting import old_data
 from equizoo.train.hosts import on_first, stoppable
 from equizoo.train.progress import BOARDS, Board
@@ -37,21 +38,6 @@ from equizoo.train.run_folder import FRAMES, data_facts, open_run_folder, requir
 from equizoo.zoo._base import Architecture
 
 
-def finetune_training(
-    epochs: int = 40, learning_rate: float = 4e-3, stress_weight: float = 0.0, **options: Any
-) -> TrainConfig:
-    """The default settings of a fine-tuning run: Muon, at a third of the rate from scratch."""
-    frozen = options.pop("frozen", ())
-    return TrainConfig(
-        epochs=epochs,
-        loss=LossWeights(energy=100.0, forces=10.0, stress=stress_weight),
-        optimizer=Optimizer(
-            kind="muon", learning_rate=learning_rate, ema_decay=0.99, warmup_steps=20, frozen=frozen
-        ),
-        **options,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
     """A fine-tuned potential with its errors before and after, on new and on old data."""
@@ -67,7 +53,7 @@ def finetune(
     data: DataConfig,
     folder: str | Path,
     *,
-    training: TrainConfig | None = None,
+    training: TrainConfig | FinetuneSettings = SUITED_TO_DATA,
     old: tuple[str, ...] | None = None,  # data sets on which forgetting is measured
     name: str = "",
     replay: Replay | None = None,
@@ -80,6 +66,7 @@ def finetune(
 
     With ``replay`` the model gets a second head, which goes on with base data meanwhile; the first
     answers, unless the other is asked for (``potential.with_head("base")``). Both are saved.
+    ``training`` is given in full or as settings that suit the number of frames to train on.
     ``new_elements`` that the data have and the model lacks start as copies of some that it has,
     ``{"Si": "C"}``; see :meth:`Potential.with_new_elements`.
 
@@ -96,9 +83,11 @@ def finetune(
     """
     folder = Path(folder)
     on_first(lambda: require_usable(folder, resume))
-    training = training or finetune_training()
     name = name or f"{base.name}-finetuned"
     remembered = old_data(base.only_head(), old, replay)
+    prepared = prepare_data(data)
+    if isinstance(training, FinetuneSettings):
+        training = training.for_frames(len(prepared.train))
     facts = {
         "finetune": base.name,
         "model_sha256": base.model_sha256(),
@@ -108,7 +97,6 @@ def finetune(
         "replay": None if replay is None else to_dict(replay),
         "new_elements": dict(new_elements or {}),
     }
-    prepared = prepare_data(data)
     if replay is not None:
         remembered = {old_name: nameless(dataset) for old_name, dataset in remembered.items()}
         prepared = Prepared(

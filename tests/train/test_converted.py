@@ -11,7 +11,8 @@ from equizoo.data.readers import write_structures
 from equizoo.data.reference_energies import FromModel
 from equizoo.eval.convert_mace_torch import convert_mace_torch
 from equizoo.eval.golden import golden_structures
-from equizoo.train.finetune import finetune, finetune_training
+from equizoo.train.finetune import finetune
+from equizoo.train.finetune_settings import FinetuneSettings
 from equizoo.train.recipe import DataConfig
 
 DUMP = Path(__file__).parent.parent / "golden" / "mace_torch" / "density"
@@ -31,7 +32,7 @@ def test_one_head_is_trained_in_float32(tmp_path):
     data = DataConfig(
         train=str(tmp_path / "frames.xyz"), num_valid=1, reference_energies=FromModel()
     )
-    training = finetune_training(epochs=1, batch_size=2)
+    training = FinetuneSettings(epochs=1, batch_size=2)
     with jax.enable_x64(False):
         tuned = finetune(potential, data, tmp_path / "run", training=training)
     assert tuned.before["valid"]["forces_mae_meV_per_A"] < 0.1  # its own labels, to rounding

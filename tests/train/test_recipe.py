@@ -23,7 +23,8 @@ from equizoo.eval.potential import load
 from equizoo.structure import EnergyReference
 from equizoo.train import recipe as recipe_module
 from equizoo.train.config import LossWeights, Optimizer, TrainConfig
-from equizoo.train.finetune import _say_which_energies_stay, finetune, finetune_training
+from equizoo.train.finetune import _say_which_energies_stay, finetune
+from equizoo.train.finetune_settings import FinetuneSettings
 from equizoo.train.parameter_paths import match_paths
 from equizoo.train.recipe import (
     DataConfig,
@@ -394,10 +395,10 @@ def test_stress_labels_that_the_loss_leaves_out_are_told(trained, data_file, tmp
         reference_energies=Given({"Al": 0.0, "Cu": 0.0}),
     )
     with pytest.warns(UserWarning, match="12 structures have stress labels.*--stress-weight"):
-        finetune(trained.potential, data, tmp_path / "run", training=finetune_training(epochs=1))
+        finetune(trained.potential, data, tmp_path / "run", training=FinetuneSettings(epochs=1))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*stress labels")
-        training = finetune_training(epochs=1, stress_weight=1.0)
+        training = FinetuneSettings(epochs=1, stress_weight=1.0)
         finetune(trained.potential, data, tmp_path / "weighed", training=training)
 
 
