@@ -82,6 +82,7 @@ readme: $(VENV)/installed
 	$(BIN)/python docs/open_catalyst_table.py
 	$(BIN)/python docs/equiformer_table.py
 	$(BIN)/python docs/tdn_table.py
+	$(BIN)/python docs/fine_tuning_table.py
 	$(BIN)/python docs/zoo_page.py
 
 clean:

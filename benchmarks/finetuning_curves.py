@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -69,8 +69,9 @@ CASES = (
         checks=DataChecks.WARN,
     ),
 )
-METHODS = ("scratch", "naive", "frozen", "low_rank", "replay")
-LABELS = {
+Method = Literal["scratch", "naive", "frozen", "low_rank", "replay"]
+METHODS: tuple[Method, ...] = get_args(Method)
+LABELS: dict[Method, tuple[str, str]] = {
     "scratch": ("from scratch", GREY),
     "naive": ("all weights", BLUE),
     "frozen": ("first layer frozen", "#009E73"),
@@ -122,7 +123,7 @@ def batches(frames: int, batch_size: int) -> int:
     return -(-frames // batch_size)
 
 
-def training(method: str, frames: int, seed: int, budget: int, batch_size: int) -> TrainConfig:
+def training(method: Method, frames: int, seed: int, budget: int, batch_size: int) -> TrainConfig:
     """``budget`` steps on ``frames``; from scratch the optimiser is the same but for its rate."""
     return FinetuneSettings(
         epochs=max(1, round(budget / batches(frames, batch_size))),
@@ -134,7 +135,7 @@ def training(method: str, frames: int, seed: int, budget: int, batch_size: int) 
     ).for_frames(frames)
 
 
-def measure(base: Potential, case: Case, method: str, frames: int, seed: int, budget: int,
+def measure(base: Potential, case: Case, method: Method, frames: int, seed: int, budget: int,
             batch_size: int, folder: Path) -> Row:  # fmt: skip
     """One run in ``folder``."""
     valid = max(2, frames // 5)
@@ -258,12 +259,14 @@ def main(
     batch_size: int = BATCH,
     frames: tuple[int, ...] = (10, 50, 200, 500),
     cases: tuple[str, ...] = (),
-    methods: tuple[str, ...] = METHODS,
+    methods: tuple[Method, ...] = METHODS,
     seed: int = 0,
     out: Path = RESULTS,
     plot_only: bool = False,
 ) -> None:
     """Measures what is missing, then draws.
+
+    Raises ``ValueError`` for ``cases`` that are none.
 
     Args:
         runs: folder for runs; each is removed when its row has been written.
@@ -277,6 +280,9 @@ def main(
         plot_only: draw what has been measured.
     """
     use_compile_cache()
+    known = [case.train for case in CASES]
+    if unknown := set(cases) - set(known):
+        raise ValueError(f"cases {sorted(unknown)} are unknown, expected some of {known}.")
     rows = list(read_rows(out))
     base = load(BASE)
     for case in () if plot_only else CASES:

@@ -52,7 +52,8 @@ def methods_table() -> str:
                 made.append("—")
                 continue
             new = _rounded(row["forces_rmse"])
-            new = f"**{new}**" if float(row["forces_rmse"]) == best else new
+            if all(of) and float(row["forces_rmse"]) == best:
+                new = f"**{new}**"
             forgotten = row["old_forces_rmse"]
             made.append(f"{new} ({_rounded(forgotten)})" if forgotten else new)
         return made
@@ -65,21 +66,19 @@ def methods_table() -> str:
 
 
 def budgets_table() -> str:
-    """Markdown: force errors of all weights by steps, where more than one number was tried."""
-    runs = [row for row in measured() if row["method"] == "naive"]
-    keys = sorted({(_title(r), int(r["frames"]), int(r["batch_size"])) for r in runs})
-    budgets = sorted({int(row["budget"]) for row in runs})
-    found = {(_title(r), int(r["frames"]), int(r["batch_size"]), int(r["budget"])): r for r in runs}
+    """Markdown: force errors by number of steps, where more than one was tried."""
+    runs = [row for row in measured() if row["batch_size"] == BATCH]
+    found = {
+        (_title(r), r["method"], int(r["frames"]), int(r["budget"])): r["forces_rmse"] for r in runs
+    }
+    budgets = sorted({budget for *_, budget in found})
     rows = []
-    for key in keys:
-        of = [found.get((*key, budget)) for budget in budgets]
-        if sum(row is not None for row in of) > 1:
-            cells = (
-                f"{_rounded(r['forces_rmse'])} ({_rounded(r['old_forces_rmse'])})" if r else "—"
-                for r in of
-            )
-            rows.append((key[0], str(key[1]), str(key[2]), *cells))
-    return table(("new data", "frames", "batch", *(f"{b} steps" for b in budgets)), rows)
+    for title, method, frames in sorted({key[:3] for key in found}):
+        of = [found.get((title, method, frames, budget)) for budget in budgets]
+        if sum(error is not None for error in of) > 1:
+            errors = (_rounded(error) if error else "—" for error in of)
+            rows.append((title, str(frames), METHODS[method], *errors))
+    return table(("new data", "frames", "method", *(f"{b} steps" for b in budgets)), rows)
 
 
 def generated_page(page: str) -> str:

@@ -149,6 +149,7 @@ def test_the_page_of_oc20_shows_the_published_results():
     [
         ("equiformer_table", "| training step | equizoo |"),
         ("tdn_table", "| 2 | TDN exact, matrix |"),
+        ("fine_tuning_table", "| acetylacetone | 50 |"),
     ],
 )
 def test_pages_show_what_was_measured(script, row):
