@@ -245,11 +245,15 @@ def draw(rows: list[Row], path: Path) -> None:
                 ax.set_xticks(sorted({row.frames for row in mine}))
                 ax.xaxis.set_major_formatter("{x:g}")
                 ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+                ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             above.set_title(case.title)
             below.set_xlabel("labelled frames")
         axes[0, 0].set_ylabel("force RMSE, new data [meV/Å]")
         axes[1, 0].set_ylabel("forgotten: force RMSE,\nold data [meV/Å]")
-        axes[0, 0].legend(fontsize=7)
+        lines = {line.get_label(): line for line in axes[0, 0].get_lines()}
+        figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines))
         figure.savefig(path)
 
 
