@@ -434,15 +434,17 @@ def published(name: str, l_max: int) -> float | None:
 
 
 def plot_throughput(rows: Sequence[Row], path: Path) -> None:
-    with figure(path, "highest degree", "structures per second, energy and forces") as axes:
+    style = {"TDN": "-", "Equiformer": "--"}
+    with figure(path, "highest degree L", "structures per second, energy and forces", 8.0) as axes:
         axes.set_yscale("log")
         mine = [row for row in rows if row["computes"] == "energy and forces"]
         for name in dict.fromkeys(row["model"] for row in mine):
             line = [row for row in mine if row["model"] == name]
             x, y = [row["l_max"] for row in line], [row["structures_per_s"] for row in line]
-            axes.plot(x, y, "o-", label=name)
+            kind = name.split(maxsplit=1)[0].rstrip(",")
+            axes.plot(x, y, f"o{style[kind]}", label=name)
         axes.set_xticks(sorted({row["l_max"] for row in mine}))
-        axes.legend(fontsize=7)
+        axes.figure.legend(fontsize=7, loc="outside right upper")
 
 
 # ---- shared --------------------------------------------------------------------------------------
@@ -524,8 +526,8 @@ def parameters(config: ArchitectureConfig) -> int:
 class figure:
     """Axes that are written to a file at the end of a ``with``."""
 
-    def __init__(self, path: Path, x_label: str, y_label: str):
-        self.path, self.x_label, self.y_label = path, x_label, y_label
+    def __init__(self, path: Path, x_label: str, y_label: str, width: float = 5.5):
+        self.path, self.x_label, self.y_label, self.width = path, x_label, y_label, width
 
     def __enter__(self):
         import matplotlib
@@ -533,7 +535,7 @@ class figure:
 
         self._style = matplotlib.rc_context(_STYLE)
         self._style.__enter__()
-        self._figure = Figure(figsize=(5.5, 4), layout="constrained")
+        self._figure = Figure(figsize=(self.width, 4), layout="constrained")
         axes = self._figure.subplots()
         axes.set_xlabel(self.x_label)
         axes.set_ylabel(self.y_label)
